@@ -1,0 +1,93 @@
+"""Every error edgeqat raises on purpose, and the exit code it ends a command with.
+
+    EdgeqatError                 1  internal error
+    ├── InputError               2  something the user gave is wrong
+    │   ├── RecipeError             a recipe or a --set that does not fit the schema
+    │   ├── DataError               data that is missing, undecodable or of the wrong shape
+    │   ├── ModelError              a factory or its weights
+    │   │   └── CaptureError        a model that torch.export cannot capture
+    │   ├── PlanError               settings that no plan can satisfy
+    │   ├── PhaseError              a step out of order: convert before calibrate
+    │   ├── OutputError             an output directory that holds another run
+    │   └── TamperedError           an artifact whose files do not have their recorded hashes
+    ├── VerificationError        3  a runtime disagrees with the reference
+    └── MissingRuntimeError      4  a runtime is not installed; the message names the pip install
+
+A message says what was found, what was wanted and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "DataError",
+    "EdgeqatError",
+    "InputError",
+    "MissingRuntimeError",
+    "ModelError",
+    "OutputError",
+    "PhaseError",
+    "PlanError",
+    "RecipeError",
+    "TamperedError",
+    "VerificationError",
+]
+
+
+class EdgeqatError(Exception):
+    """Root of the tree; `exit_code` is what a command that meets it exits with."""
+
+    exit_code = 1
+
+
+class InputError(EdgeqatError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe, or a --set, that does not fit the schema; the dotted path is in the message."""
+
+
+class DataError(InputError):
+    """Data that is missing, undecodable, empty or of the wrong shape."""
+
+
+class ModelError(InputError):
+    """A factory that cannot be used, or weights that do not fit it."""
+
+
+class CaptureError(ModelError):
+    """A model that torch.export cannot capture; the message names the line that stands in the way."""
+
+
+class PlanError(InputError):
+    """Quantization settings that no plan can satisfy on the chosen targets."""
+
+
+class PhaseError(InputError):
+    """A step out of order, such as convert before calibrate; the message says the way out."""
+
+
+class OutputError(InputError):
+    """An output directory that cannot be written, or that already holds a run."""
+
+
+class TamperedError(InputError):
+    """An artifact folder whose files do not match the hashes in its manifest."""
+
+
+class VerificationError(EdgeqatError):
+    """A runtime computes other integers than the reference."""
+
+    exit_code = 3
+
+
+class MissingRuntimeError(EdgeqatError):
+    """A runtime's packages are not installed."""
+
+    exit_code = 4
+
+    def __init__(self, runtime: str, extra: str, cause: str) -> None:
+        super().__init__(f"{runtime} is not usable here ({cause}); install it: pip install 'edgeqat[{extra}]'")

@@ -1,0 +1,446 @@
+"""The quantized program: the one op list that everything else interprets.
+
+A plan is this program with empty grids; simulation trains its grids and weights; `convert` fills it in; the
+reference interpreter runs it; each lowering spells it for a runtime; `verify` joins a runtime's tensors to its
+value names. QDQ nodes are one spelling of it, never a source of numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeqat.errors import InputError
+
+__all__ = [
+    "AddAttrs",
+    "Attrs",
+    "AveragePoolAttrs",
+    "Batch",
+    "Const",
+    "ConvAttrs",
+    "Grid",
+    "Kind",
+    "LinearAttrs",
+    "MaxPoolAttrs",
+    "NoAttrs",
+    "Op",
+    "Origin",
+    "PadAttrs",
+    "PermuteAttrs",
+    "QuantizedProgram",
+    "Signature",
+    "SliceAttrs",
+    "Value",
+    "ViewAttrs",
+    "hash_plan",
+]
+
+Batch: TypeAlias = "Tensor | tuple[Any, ...] | dict[str, Any]"
+"""What a model is called with: a tensor, a tuple (positional) or a dict (keyword) of inputs."""
+
+BATCH_DIM = "batch"
+"""How a shape names its dynamic first dimension."""
+
+
+class Kind(str, Enum):
+    """Every kind of op a program holds. All but QUANTIZE, DEQUANTIZE and FLOAT map integers to integers."""
+
+    QUANTIZE = "quantize"
+    DEQUANTIZE = "dequantize"
+    CONV = "conv"
+    LINEAR = "linear"
+    ADD = "add"
+    AVERAGE_POOL = "average_pool"
+    MAX_POOL = "max_pool"
+    VIEW = "view"
+    PERMUTE = "permute"
+    PAD = "pad"
+    SLICE = "slice"
+    FLOAT = "float"
+
+
+PASSTHROUGH = frozenset({Kind.MAX_POOL, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE})
+"""Kinds that move integers without computing new ones, so that their output has their input's grid."""
+
+
+@dataclass(frozen=True)
+class NoAttrs:
+    """Attributes of a kind that has none."""
+
+
+@dataclass(frozen=True)
+class ConvAttrs:
+    """A convolution over the trailing dimensions; `padding` is (before, after) per spatial dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    activation: str | None = None
+    """None, "relu" or "relu6": applied by the clamp of the output grid."""
+
+
+@dataclass(frozen=True)
+class LinearAttrs:
+    """A fully connected layer over the last dimension."""
+
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class AddAttrs:
+    """An elementwise addition of two values."""
+
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class AveragePoolAttrs:
+    """Average pooling of [N, C, H, W]; `kernel` None means the whole plane, leaving [N, C, 1, 1]."""
+
+    kernel: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+
+@dataclass(frozen=True)
+class MaxPoolAttrs:
+    """Max pooling of [N, C, H, W]."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class ViewAttrs:
+    """A reshape; -1 stands for the one dimension that depends on the batch."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PermuteAttrs:
+    """A transposition: output dimension i is input dimension dims[i]."""
+
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PadAttrs:
+    """Padding with real zeros, (before, after) for every dimension, the batch included."""
+
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SliceAttrs:
+    """x[start:stop:step] along `dim`; `stop` None runs to the end."""
+
+    dim: int
+    start: int
+    stop: int | None
+    step: int
+
+
+Attrs: TypeAlias = (
+    NoAttrs
+    | ConvAttrs
+    | LinearAttrs
+    | AddAttrs
+    | AveragePoolAttrs
+    | MaxPoolAttrs
+    | ViewAttrs
+    | PermuteAttrs
+    | PadAttrs
+    | SliceAttrs
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The representable points scale * (q - zero_point) for integers qmin <= q <= qmax.
+
+    Canonical integers: activations 0..2**bits - 1, weights +-(2**(bits-1) - 1) with zero_point 0. uint8 or int8
+    storage is the lowering's shift by 128. Two values that must share a grid hold the same Grid object.
+
+    Attributes:
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        axis: Channel dimension of a per-channel grid, else None.
+        scale: float32, 0-d or [C]; None in a plan. Used at this very value everywhere.
+        zero_point: int32, same shape as `scale`; None in a plan. ReLU means zero_point == qmin.
+    """
+
+    qmin: int
+    qmax: int
+    axis: int | None = None
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Returns (scale, zero_point) of a grid that is not a plan's.
+
+        Raises:
+            InputError: The grid is still empty.
+        """
+        if self.scale is None or self.zero_point is None:
+            raise InputError("found an empty grid, wanted a calibrated one: convert the plan's simulation first")
+        return self.scale, self.zero_point
+
+    def per_tensor(self) -> tuple[float, int]:
+        """Returns (scale, zero_point) of a per-tensor grid as Python numbers; the scale is exact."""
+        scale, zero_point = self.filled()
+        return float(scale), int(zero_point)
+
+    def describe(self) -> str:
+        """A short name such as `u8`, `s8 per-channel` or `u8 scale 0.0235 zero 114`."""
+        bits = (self.qmax - self.qmin).bit_length()
+        text = f"{'u' if self.qmin == 0 else 's'}{bits}"
+        if self.axis is not None:
+            return f"{text} per-channel"
+        if self.scale is not None and self.zero_point is not None:
+            text += f" scale {float(self.scale):.4g} zero {int(self.zero_point)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that flows through the program.
+
+    Attributes:
+        name: Unique name, after the module that makes it.
+        shape: Sizes, "batch" for the dynamic first dimension.
+        grid: None means float.
+        why: Why it is float, or why it has this grid.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    grid: Grid | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Const:
+    """The integer weights of one parameter.
+
+    Attributes:
+        source: Dotted name of the parameter.
+        data: int8, the parameter's shape; None in a plan.
+        grid: Its grid.
+    """
+
+    source: str
+    data: Tensor | None
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an op comes from in the user's model, and what became of it.
+
+    Attributes:
+        module: Dotted module name, "" for the root.
+        type: The module's class name.
+        aten: The ATen op.
+        line: Source line as "file.py:12", "" where unknown.
+        reason: Why it is float; "" for an op that runs in integers.
+    """
+
+    module: str
+    type: str
+    aten: str
+    line: str
+    reason: str = ""
+
+    def describe(self) -> str:
+        """`layer1.0.conv1 (Conv2d)`, or the op's own name where no module holds it."""
+        return f"{self.module or '<model>'} ({self.type})"
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One step of a program.
+
+    Attributes:
+        kind: What it does.
+        inputs: Names of the values it reads.
+        outputs: Names of the values it makes; one, except for kind FLOAT.
+        attrs: Typed per kind.
+        weight: Name of its Const, for CONV and LINEAR.
+        bias: int32 [C_out] at scale s_x * s_w, per call site; None in a plan or where there is none.
+        body: The exported float island of kind FLOAT, in eval mode: takes `inputs`, returns a tuple.
+        origins: What it was in the user's model.
+    """
+
+    kind: Kind
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Attrs = field(default_factory=NoAttrs)
+    weight: str | None = None
+    bias: Tensor | None = None
+    body: GraphModule | None = None
+    origins: tuple[Origin, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The op's name: that of its first output."""
+        return self.outputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """How the user's model is called, and what it returns.
+
+    Attributes:
+        inputs: Names of its input tensors, in the order of the flattened call.
+        in_spec: pytree spec of (args, kwargs).
+        out_spec: pytree spec of the output.
+    """
+
+    inputs: tuple[str, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+    def flatten(self, batch: Batch) -> list[Tensor]:
+        """The input tensors of a batch, in the order of `inputs`.
+
+        Raises:
+            InputError: The batch has another structure than the example inputs, or holds no tensors.
+        """
+        args, kwargs = call_of(batch)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.in_spec:
+            leaves = self._by_name(args, kwargs)
+        for name, leaf in zip(self.inputs, leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise InputError(f"input {name!r} is a {type(leaf).__name__}, wanted a tensor")
+        return leaves
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        # The same tensors may come by position once and by keyword another time.
+        named = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
+        if len(args) + len(kwargs) != len(self.inputs) or set(named) != set(self.inputs):
+            found = [*(f"#{i}" for i in range(len(args))), *kwargs]
+            raise InputError(f"found inputs {found}, wanted {list(self.inputs)} as in the example inputs")
+        return [named[name] for name in self.inputs]
+
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """The model's own output structure around its output tensors."""
+        return pytree.tree_unflatten(list(outputs), self.out_spec)
+
+
+def call_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The (args, kwargs) that a batch stands for."""
+    if isinstance(batch, dict):
+        return (), batch
+    if isinstance(batch, tuple):
+        return batch, {}
+    return (batch,), {}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedProgram:
+    """Ops in execution order over named values, with their integer weights and grids.
+
+    Attributes:
+        ops: In an order in which every value is made before it is read.
+        values: By name.
+        consts: By name of the parameter.
+        inputs: Names of the float input values.
+        outputs: Names of the float output values, in the order of the flattened output.
+        signature: How the user's model is called.
+        plan_hash: Equal for two programs of the same plan; origins are left out of it.
+    """
+
+    ops: tuple[Op, ...]
+    values: Mapping[str, Value]
+    consts: Mapping[str, Const]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    signature: Signature
+    plan_hash: str
+
+    def grid_of(self, name: str) -> Grid:
+        """The grid of a value that has one.
+
+        Raises:
+            InputError: The value is float.
+        """
+        grid = self.values[name].grid
+        if grid is None:
+            raise InputError(f"value {name!r} is float, wanted one with a grid")
+        return grid
+
+    def integer_ops(self) -> list[Op]:
+        """The ops that compute integers from integers (or float logits from integers)."""
+        return [op for op in self.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT)]
+
+    def float_origins(self) -> list[Origin]:
+        """What stays in float, each with its reason."""
+        return [origin for op in self.ops if op.kind is Kind.FLOAT for origin in op.origins]
+
+
+def hash_plan(
+    ops: Sequence[Op],
+    values: Mapping[str, Value],
+    consts: Mapping[str, Const],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> str:
+    """sha256 of a plan's meaning: names are replaced by their order, origins and numbers are left out."""
+    order: dict[str, int] = {}
+    for name in [*inputs, *(name for op in ops for name in op.outputs)]:
+        order.setdefault(name, len(order))
+    grids: dict[int, int] = {}
+
+    def grid(item: Grid | None) -> list[int | None] | None:
+        if item is None:
+            return None
+        return [grids.setdefault(id(item), len(grids)), item.qmin, item.qmax, item.axis]
+
+    text = json.dumps(
+        {
+            "inputs": [order[name] for name in inputs],
+            "outputs": [order[name] for name in outputs],
+            "values": [[list(values[n].shape), grid(values[n].grid)] for n in order],
+            "ops": [
+                [
+                    op.kind.value,
+                    [order[n] for n in op.inputs],
+                    [order[n] for n in op.outputs],
+                    [type(op.attrs).__name__, asdict(op.attrs)],
+                    None if op.weight is None else [op.weight, grid(consts[op.weight].grid)],
+                    None if op.body is None else _canonical_code(op.body),
+                ]
+                for op in ops
+            ],
+        }
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical_code(body: GraphModule) -> list[Any]:
+    """A float island as data: its nodes in order, numbered instead of named."""
+    order = {node: i for i, node in enumerate(body.graph.nodes)}
+    rows: list[Any] = []
+    for node in body.graph.nodes:
+        target = node.target if isinstance(node.target, str) else str(node.target)
+        args = torch.fx.map_arg((node.args, node.kwargs), lambda n: f"%{order[n]}")  # type: ignore[arg-type,return-value]
+        rows.append([node.op, "" if node.op == "placeholder" else target, repr(args)])
+    return rows
