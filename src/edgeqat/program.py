@@ -323,8 +323,11 @@ class Signature:
         Raises:
             InputError: The batch has another structure than the example inputs, or holds no tensors.
         """
-        args, kwargs = call_of(batch)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        return self.flatten_call(*call_of(batch))
+
+    def flatten_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The input tensors of a call; see `flatten`."""
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         if spec != self.in_spec:
             leaves = self._by_name(args, kwargs)
         for name, leaf in zip(self.inputs, leaves, strict=True):

@@ -1,0 +1,346 @@
+"""Capture: an unmodified nn.Module becomes a functional ATen graph that keeps its names and its train()/eval().
+
+torch.export gives one op vocabulary (F.relu, nn.ReLU and torch.relu are one ATen op). Three things it loses are
+put back here: in-place variants become their functional twins, batch norm and dropout become modules again (so
+that train() and eval() work), and every node knows the module and the source line it comes from.
+
+The graph is exported in eval mode: what is captured is what will be deployed.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from edgeqat.errors import CaptureError, InputError
+from edgeqat.graph.stubs import mark_stubs, strip_stubs
+from edgeqat.program import BATCH_DIM, Batch, Origin, Signature, call_of
+
+__all__ = ["CapturedGraph", "capture"]
+
+aten = torch.ops.aten
+
+IN_PLACE = {
+    aten.relu_.default: aten.relu.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.mul_.Tensor: aten.mul.Tensor,
+    aten.silu_.default: aten.silu.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.elu_.default: aten.elu.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.dropout_.default: aten.dropout.default,
+    aten.clamp_.default: aten.clamp.default,
+}
+NO_OPS = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedGraph:
+    """A model as a graph of functional ATen ops over named parameters.
+
+    Attributes:
+        root: Holds parameters, buffers and the batch-norm and dropout modules under their original names.
+        graph: placeholder, get_attr, call_function, call_module and output nodes; the output is a flat tuple.
+        signature: How the model is called and what it returns.
+        example: The example inputs, flattened, with a batch of at least 2.
+        origins: For each compute node, by name.
+        outside: Nodes that the user's stubs leave in float, by name, with the reason.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    signature: Signature
+    example: tuple[Tensor, ...]
+    origins: Mapping[str, Origin]
+    outside: Mapping[str, str]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
+        # Nothing changes a captured graph, so copies of a simulation share it.
+        return self
+
+    def shape_of(self, node: fx.Node) -> tuple[int | str, ...]:
+        """A tensor node's shape, with "batch" for every size that depends on the batch."""
+        return tuple(s if isinstance(s, int) else BATCH_DIM for s in node.meta["val"].shape)
+
+
+def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
+    """Captures `model` without changing it.
+
+    Args:
+        model: Any module that torch.export can export; its mode (train or eval) is left as it is.
+        example_inputs: A tensor, tuple or dict of inputs; dimension 0 of each tensor is the batch. A batch of 1
+            is doubled, since torch.export would take 1 for a constant.
+
+    Raises:
+        CaptureError: torch.export cannot export the model; the message names the line that stands in the way.
+        InputError: An example input is no tensor.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"found a {type(model).__name__}, wanted an nn.Module")
+    args, kwargs = _example_call(example_inputs)
+    own = copy.deepcopy(model).eval()
+    for parameter in own.parameters():
+        parameter.requires_grad_(True)  # else attention takes its fused inference path, which has no ATen form
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    mark_stubs(own)
+    exported = _export(own, args, kwargs)
+    module = exported.module(check_guards=False)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    root, graph = nn.Module(), module.graph
+    graph.owning_module = None  # its targets are looked up under `root` from here on
+    _adopt_state(root, module)
+    _make_functional(graph)
+    origins = {n.name: _origin(n) for n in graph.nodes if n.op == "call_function"}
+    outside = strip_stubs(graph)
+    _restore_batch_norm(graph, root, own)
+    _restore_dropout(graph, root, own)
+    out_spec = _flatten_output(graph, exported)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    leaves, in_spec = pytree.tree_flatten((args, kwargs))
+    names = tuple(n.name for n in graph.nodes if n.op == "placeholder")
+    signature = Signature(names, in_spec, out_spec)
+    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside)
+
+
+def _example_call(example_inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = call_of(example_inputs)
+    leaves = pytree.tree_leaves((args, kwargs))
+    if not leaves:
+        raise InputError("found no example inputs, wanted at least one tensor")
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"found an example input of type {type(leaf).__name__}, wanted tensors only")
+        if leaf.dim() == 0 or leaf.shape[0] == 0:
+            raise InputError(f"found an example input of shape {tuple(leaf.shape)}, wanted a batch in dimension 0")
+
+    def doubled(x: Tensor) -> Tensor:
+        return torch.cat([x, x]) if x.shape[0] == 1 else x
+
+    args, kwargs = pytree.tree_map(doubled, (args, kwargs))
+    return args, kwargs
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim(BATCH_DIM, min=1)
+    shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
+    named = {**_positional_shapes(model, shapes[0]), **shapes[1]}
+    try:
+        with torch.enable_grad():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=named)
+    except Exception as error:
+        # torch.export raises whatever the model's code raises: any failure here is a model it cannot take.
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _positional_shapes(model: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
+    """Names positional arguments as the model's forward does; *args take the rest as one tuple."""
+    import inspect
+
+    named: dict[str, Any] = {}
+    rest = list(shapes)
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            named[parameter.name] = tuple(rest)
+            return named
+        if not rest or parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            break
+        named[parameter.name] = rest.pop(0)
+    return named
+
+
+def _explain(model: nn.Module, error: BaseException) -> str:
+    text = str(error)
+    user_code = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n\s+(.*))?', text)
+    frames = [f for f in user_code if "/torch/" not in f[0]]
+    where = ""
+    if frames:
+        file, line, _, source = frames[-1]
+        where = f" at {file.rsplit('/', 1)[-1]}:{line} ({source.strip()})"
+    elif (frame := _last_user_frame(error)) is not None:
+        where = f" at {frame}"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if "Constraints violated" in text or "specialized" in text:
+        first = "its code fixes the batch size"
+    return (
+        f"{type(model).__name__} cannot be captured{where}: {first[:300]}; torch.export must be able to export it "
+        "with a batch of any size: remove data-dependent control flow, or branch on shapes"
+    )
+
+
+def _last_user_frame(error: BaseException) -> str | None:
+    """The innermost frame of the traceback that is neither torch's nor ours."""
+    import linecache
+    import traceback
+
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and "/edgeqat/graph/" not in file and not file.startswith("<"):
+            found = f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
+    return found
+
+
+def _adopt_state(root: nn.Module, module: nn.Module) -> None:
+    """Puts the exported parameters and buffers under `root`, at their original dotted names."""
+    seen: dict[int, Any] = {}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        owner, leaf = owner_of(root, name)
+        tensor = seen.setdefault(id(tensor), tensor)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+
+
+def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds `name`, made of plain nn.Modules where there is none yet, and the name's last part."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        child = root._modules[part]
+        assert child is not None
+        root = child
+    return root, leaf
+
+
+def _make_functional(graph: fx.Graph) -> None:
+    """Turns in-place ops into functional ones and drops guards, no-ops and assertions."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op == "call_module" or (node.op == "call_function" and "_assert" in str(node.target)):
+            graph.erase_node(node)  # export's guard on the inputs' sizes: our own check replaces it
+        elif node.target in NO_OPS or _slices_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in IN_PLACE:
+            changed = node.args[0]
+            # What reads the tensor after it was changed must read the result.
+            changed.replace_all_uses_with(node, lambda user, n=node: position[user] > position[n])
+            node.target = IN_PLACE[node.target]
+        elif node.op == "call_function" and _mutates(node.target):
+            raise CaptureError(
+                f"found the in-place op {node.target} at {_source_line(node)}, wanted a functional one: "
+                "write the assignment out of place"
+            )
+
+
+def _slices_nothing(node: fx.Node) -> bool:
+    """Whether a node is the x[:] that torch.export writes for every dimension left alone."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    _, _, start, stop, *step = node.args
+    return not start and (stop is None or stop == 2**63 - 1) and step in ([], [1])
+
+
+def _mutates(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable and target not in BATCH_NORMS
+
+
+BATCH_NORMS = frozenset({aten.batch_norm.default})
+
+
+def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:
+    """Makes batch norms modules again: the user's own, so that eps, momentum and affine are untouched."""
+    for node in list(graph.nodes):
+        if node.target not in BATCH_NORMS:
+            continue
+        x, weight, bias, mean, var, training, momentum, eps, _ = node.args
+        path = _module_path(node)
+        found = model.get_submodule(path) if path else None
+        if isinstance(found, nn.modules.batchnorm._BatchNorm) and mean is not None:
+            owner, leaf = owner_of(root, path)
+            own: nn.Module = copy.deepcopy(found)
+            state = owner._modules.get(leaf)
+            assert state is not None
+            own._parameters.update(state._parameters)  # the very tensors of the graph, tied ones included
+            own._buffers.update(state._buffers)
+            owner.add_module(leaf, own)
+        else:
+            continue  # functional, or normalising by batch statistics: stays an op, and so in float
+        with graph.inserting_before(node):
+            module = graph.call_module(path, (x,))
+        module.meta = dict(node.meta)
+        _take_name(graph, node, module)
+
+
+def _restore_dropout(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:
+    for node in list(graph.nodes):
+        if node.target is not aten.dropout.default:
+            continue
+        x, p, _ = node.args
+        path = _module_path(node)
+        found = model.get_submodule(path) if path else None
+        if not isinstance(found, nn.modules.dropout._DropoutNd):
+            found, path = nn.Dropout(p), f"{path}.{node.name}" if path else node.name
+        owner, leaf = owner_of(root, path)
+        owner.add_module(leaf, copy.deepcopy(found))
+        with graph.inserting_before(node):
+            module = graph.call_module(path, (x,))
+        module.meta = dict(node.meta)
+        _take_name(graph, node, module)
+
+
+def _take_name(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    """Replaces `old` by `new` under the old node's name, which origins are kept by."""
+    old.replace_all_uses_with(new)
+    name = old.name
+    graph.erase_node(old)
+    new._rename(name)
+    new.name = name
+
+
+def _flatten_output(graph: fx.Graph, exported: torch.export.ExportedProgram) -> pytree.TreeSpec:
+    """Makes the graph return a flat tuple of tensors, and its inputs flat placeholders."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    spec = exported.call_spec.out_spec
+    leaves = pytree.tree_leaves(output.args[0])
+    if len(leaves) == 1 and leaves[0].op == "call_function" and "tree_unflatten" in str(leaves[0].target):
+        wrapper = leaves[0]
+        leaves = pytree.tree_leaves(wrapper.args[0])
+    for leaf in leaves:
+        if not isinstance(leaf, fx.Node):
+            raise CaptureError(f"found the constant {leaf!r} among the outputs, wanted tensors only")
+    output.args = (tuple(leaves),)
+    graph.set_codegen(fx.graph.CodeGen())
+    assert spec is not None
+    return spec
+
+
+def _origin(node: fx.Node) -> Origin:
+    path, type_name = _innermost(node)
+    op = node.target.__name__ if node.target is operator.getitem else str(node.target).removesuffix(".default")
+    return Origin(path, type_name.rsplit(".", 1)[-1], op, _source_line(node))
+
+
+def _innermost(node: fx.Node) -> tuple[str, str]:
+    stack = node.meta.get("nn_module_stack") or {}
+    path, type_name = next(reversed(list(stack.values())), ("", ""))
+    # A module called twice is named `conv@1` on its second call.
+    return re.sub(r"@\d+", "", path), type_name if isinstance(type_name, str) else type_name.__name__
+
+
+def _module_path(node: fx.Node) -> str:
+    return _innermost(node)[0]
+
+
+def _source_line(node: fx.Node) -> str:
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""

@@ -1,0 +1,73 @@
+"""Folding a batch norm into the conv or linear before it, once, before training.
+
+With BN(y) = gamma * (y - mean) / sqrt(var + eps) + beta and y = W x + b:
+
+    W' = W * gamma / sqrt(var + eps)            per output channel
+    b' = (b - mean) * gamma / sqrt(var + eps) + beta
+
+computed in float64 and rounded to float32 once. `gamma` and `beta` are 1 and 0 where affine=False.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeqat.graph.capture import owner_of
+from edgeqat.graph.fuse import Region
+
+__all__ = ["fold_region", "folded_parameters"]
+
+
+def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """(W', b') in the weight's dtype; the formula stands at the top of this file.
+
+    Args:
+        weight: [C_out, ...].
+        bias: [C_out], None for zeros.
+        norm: Batch norm over C_out with running statistics.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        mean, var = norm.running_mean.double(), norm.running_var.double()
+        gain = torch.rsqrt(var + norm.eps)
+        if norm.weight is not None:
+            gain = gain * norm.weight.double()
+        offset = -mean if bias is None else bias.double() - mean
+        shift = offset * gain
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        scaled = weight.double() * gain.reshape(-1, *[1] * (weight.dim() - 1))
+        return scaled.to(weight.dtype), shift.to(weight.dtype)
+
+
+def fold_region(root: nn.Module, region: Region) -> str | None:
+    """Folds a region's batch norm into the parameters under `root`, and removes it.
+
+    Returns:
+        The dotted name of the region's bias: the one it had, the one that folding made, or None.
+    """
+    assert region.form is not None and region.form.weight is not None
+    if region.batch_norm is None:
+        return region.form.bias
+    weight_name, bias_name = region.form.weight, region.form.bias
+    owner, leaf = owner_of(root, weight_name)
+    weight = owner.get_parameter(leaf)
+    norm_name = str(region.batch_norm.target)
+    norm = root.get_submodule(norm_name)
+    assert isinstance(norm, _BatchNorm)
+    bias = None if bias_name is None else root.get_parameter(bias_name)
+    new_weight, new_bias = folded_parameters(weight, bias, norm)
+    weight.data.copy_(new_weight)
+    if bias is not None:
+        bias.data.copy_(new_bias)
+    else:
+        # A bias beside the weight it belongs to: conv1.weight gets conv1.bias.
+        bias_leaf = "bias" if leaf == "weight" else f"{leaf}_bias"
+        owner._parameters.pop(bias_leaf, None)
+        owner.register_parameter(bias_leaf, nn.Parameter(new_bias, requires_grad=weight.requires_grad))
+        bias_name = f"{weight_name.rpartition('.')[0]}.{bias_leaf}".lstrip(".")
+    norm_owner, norm_leaf = owner_of(root, norm_name)
+    del norm_owner._modules[norm_leaf]
+    return bias_name

@@ -1,0 +1,230 @@
+"""Fusion: nodes that one integer op computes become one region, wherever they sit in the user's modules.
+
+    conv | linear  [+ batch norm]  [+ relu | relu6]
+    add                            [+ relu | relu6]
+
+The batch norm is folded into the weights (`fold_bn`), the activation becomes the clamp of the output's grid. A
+node joins a region only if nobody else reads what it would hide; otherwise the refusal says who does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeqat.errors import PlanError
+from edgeqat.graph.capture import CapturedGraph
+from edgeqat.graph.forms import Form, activation_of, form_of
+from edgeqat.program import AddAttrs, ConvAttrs, Kind, LinearAttrs, Origin
+
+__all__ = ["FusedGraph", "Refusal", "Region", "fuse"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that was not fused, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Nodes that stand or fall together: one integer op, or one op left in float.
+
+    Attributes:
+        name: Unique, after the module that its anchor belongs to.
+        nodes: In order.
+        form: Integer form of the anchor; None where there is none.
+        batch_norm: Folded batch norm node.
+        activation: Fused activation node.
+        reason: Why there is no integer form.
+        origins: Of each node.
+        identity: True for dropout: nothing in eval mode, so only simulation keeps it.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    form: Form | None
+    batch_norm: fx.Node | None
+    activation: fx.Node | None
+    reason: str
+    origins: tuple[Origin, ...]
+    identity: bool = False
+
+    @property
+    def anchor(self) -> fx.Node:
+        """The conv, linear, add, ... node."""
+        return self.nodes[0]
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The nodes that others read: the last, or every getitem of an op with several outputs."""
+        items = tuple(n for n in self.nodes if n.target is operator.getitem)
+        return items if items else (self.nodes[-1],)
+
+
+@dataclass(frozen=True, eq=False)
+class FusedGraph:
+    """A captured graph partitioned into regions, in execution order, with what was not fused."""
+
+    captured: CapturedGraph
+    regions: tuple[Region, ...]
+    refusals: tuple[Refusal, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedGraph:
+        return self  # nothing changes it
+
+    def folded(self) -> list[str]:
+        """Dotted names of the batch norms that a region can fold."""
+        return [str(r.batch_norm.target) for r in self.regions if r.batch_norm is not None]
+
+
+def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> FusedGraph:
+    """Partitions a captured graph into regions.
+
+    Args:
+        captured: The graph.
+        fusions: Lists of module names that must end up in one region, as in torch's `fuse_modules`. The built-in
+            patterns are applied with or without them; a list that they do not cover is an error that says why.
+
+    Raises:
+        PlanError: A list names a module that is not in the graph, or that cannot be fused.
+    """
+    refusals: list[Refusal] = []
+    taken: set[fx.Node] = set()
+    regions: list[Region] = []
+    names = _Names({n.name for n in captured.graph.nodes if n.op == "placeholder"})
+    for node in captured.graph.nodes:
+        if node in taken or not _is_compute(node):
+            continue
+        region = _grow(captured, node, refusals, names)
+        taken.update(region.nodes)
+        regions.append(region)
+    position = {node: i for i, node in enumerate(captured.graph.nodes)}
+    regions.sort(key=lambda r: position[r.nodes[-1]])
+    fused = FusedGraph(captured, tuple(regions), tuple(refusals))
+    for group in fusions:
+        _require(fused, list(group))
+    return fused
+
+
+class _Names:
+    """Hands out unique names."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+
+    def unique(self, wanted: str) -> str:
+        name, i = wanted, 1
+        while name in self._taken:
+            name, i = f"{wanted}_{i}", i + 1
+        self._taken.add(name)
+        return name
+
+
+def _is_compute(node: fx.Node) -> bool:
+    """Whether a node makes tensors. Sizes and other numbers are computed where they are used."""
+    if node.op == "call_module":
+        return True
+    value = node.meta.get("val")
+    return node.op == "call_function" and (isinstance(value, (Tensor, tuple, list)))
+
+
+def _grow(captured: CapturedGraph, node: fx.Node, refusals: list[Refusal], names: _Names) -> Region:
+    origin = captured.origins[node.name]
+    # A library module (Conv2d) lends its name to what it computes; in a user's module the op is named too.
+    known = hasattr(nn, origin.type) and origin.module
+    op = origin.aten.removeprefix("aten.").split(".")[0].strip("_")
+    name = names.unique(origin.module if known else f"{origin.module}.{op}".lstrip("."))
+    if node.op == "call_module":
+        module = captured.root.get_submodule(str(node.target))
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            return Region(name, (node,), None, None, None, "", (origin,), identity=True)
+        return Region(name, (node,), None, None, None, "no conv or linear to fold it into", (origin,))
+    if isinstance(node.meta.get("val"), (tuple, list)):
+        position = {item: i for i, item in enumerate(captured.graph.nodes)}
+        items = sorted(node.users, key=position.__getitem__)
+        reason = f"{origin.aten} has several outputs and no integer form here"
+        return Region(name, (node, *items), None, None, None, reason, (origin,))
+    form = form_of(node)
+    if isinstance(form, str):
+        reason = f"{activation_of(node)} is not fused: {_why_alone(node)}" if activation_of(node) else form
+        return Region(name, (node,), None, None, None, reason, (origin,))
+    nodes, batch_norm, activation = [node], None, None
+    if form.kind in (Kind.CONV, Kind.LINEAR):
+        batch_norm = _foldable_batch_norm(captured, name, node, form, refusals)
+        nodes += [batch_norm] if batch_norm is not None else []
+    if isinstance(form.attrs, (ConvAttrs, LinearAttrs, AddAttrs)):
+        activation = _fusable_activation(name, nodes[-1], refusals)
+        if activation is not None:
+            nodes.append(activation)
+            form = replace(form, attrs=replace(form.attrs, activation=activation_of(activation)))
+    origins = tuple(captured.origins[n.name] for n in nodes)
+    return Region(name, tuple(nodes), form, batch_norm, activation, "", origins)
+
+
+def _why_alone(node: fx.Node) -> str:
+    source = node.all_input_nodes[0]
+    if len(source.users) > 1:
+        others = ", ".join(user.name for user in source.users if user is not node)
+        return f"its input is also read by {others}"
+    return f"{source.name} before it is no conv, linear or add"
+
+
+def _foldable_batch_norm(
+    captured: CapturedGraph, name: str, node: fx.Node, form: Form, refusals: list[Refusal]
+) -> fx.Node | None:
+    found = [user for user in node.users if _batch_norm(captured, user) is not None]
+    if not found:
+        return None
+    if len(node.users) > 1:
+        others = ", ".join(user.name for user in node.users if user is not found[0])
+        refusals.append(Refusal(str(found[0].target), f"not folded into {name}, which {others} reads too"))
+        return None
+    module = _batch_norm(captured, found[0])
+    assert module is not None
+    weight = next(n for n in node.all_input_nodes if n.op == "get_attr" and n.target == form.weight)
+    if sum(1 for user in weight.users) > 1:
+        refusals.append(Refusal(str(found[0].target), f"not folded: {form.weight} is used more than once"))
+        return None
+    return found[0]
+
+
+def _batch_norm(captured: CapturedGraph, node: fx.Node) -> _BatchNorm | None:
+    if node.op != "call_module":
+        return None
+    module = captured.root.get_submodule(str(node.target))
+    return module if isinstance(module, _BatchNorm) else None
+
+
+def _fusable_activation(name: str, node: fx.Node, refusals: list[Refusal]) -> fx.Node | None:
+    found = [user for user in node.users if activation_of(user) is not None]
+    if not found:
+        return None
+    if len(node.users) > 1:
+        others = ", ".join(user.name for user in node.users if user is not found[0])
+        refusals.append(Refusal(found[0].name, f"not fused with {name}, which {others} reads too"))
+        return None
+    return found[0]
+
+
+def _require(fused: FusedGraph, group: list[str]) -> None:
+    """Checks that the modules of `group` are in one region."""
+    known = {o.module for region in fused.regions for o in region.origins}
+    missing = [name for name in group if name not in known]
+    if missing:
+        raise PlanError(f"fusion {group}: found no module {missing[0]!r} in the model; wanted names such as conv1")
+    for region in fused.regions:
+        if set(group) <= {o.module for o in region.origins}:
+            return
+    why = [f"{r.name} {r.reason}" for r in fused.refusals if r.name in group]
+    raise PlanError(
+        f"fusion {group}: these modules are not one conv or linear, batch norm and activation in a row"
+        + (f" ({'; '.join(why)})" if why else "")
+    )

@@ -1,0 +1,203 @@
+"""The exact integer reference: runs a quantized program in the arithmetic of one runtime.
+
+Integers live in float32 tensors. A convolution over them is exact, in whatever order it sums, while every partial
+sum stays below 2**24; an op that could exceed that accumulates in float64 instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgeqat.errors import EdgeqatError
+from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
+from edgeqat.program import (
+    AveragePoolAttrs,
+    Batch,
+    ConvAttrs,
+    Kind,
+    MaxPoolAttrs,
+    Op,
+    PadAttrs,
+    PermuteAttrs,
+    QuantizedProgram,
+    SliceAttrs,
+    ViewAttrs,
+)
+
+__all__ = ["Interpreter", "accumulator_bound", "reference"]
+
+EXACT_FLOAT32 = 2**24
+"""Integers up to this are exact in float32."""
+
+
+@overload
+def reference(
+    program: QuantizedProgram, inputs: Batch, arithmetic: str = ..., taps: Literal[False] = False
+) -> Any: ...
+
+
+@overload
+def reference(
+    program: QuantizedProgram, inputs: Batch, arithmetic: str = ..., *, taps: Literal[True]
+) -> tuple[Any, dict[str, Tensor]]: ...
+
+
+def reference(
+    program: QuantizedProgram, inputs: Batch, arithmetic: str = "onnxruntime/x86", taps: bool = False
+) -> Any:
+    """Runs `program` in integers.
+
+    Args:
+        program: What `convert` returned.
+        inputs: A batch of float32 inputs.
+        arithmetic: "onnxruntime/x86", or a runtime, meaning its arithmetic on this machine.
+        taps: Also return every value that has a grid.
+
+    Returns:
+        The model's own output structure, dequantized as the artifact does it; with taps, (outputs, {value name:
+        int32 tensor}).
+
+    Raises:
+        InputError: The arithmetic is unknown, or the inputs do not fit the program.
+    """
+    interpreter = Interpreter(program, resolve_arithmetic(arithmetic))
+    flat = program.signature.flatten(inputs)
+    if not taps:
+        return interpreter.run(flat)
+    outputs, values = interpreter.run_with_taps(flat)
+    return outputs, {name: value.to(torch.int32) for name, value in values.items()}
+
+
+def accumulator_bound(program: QuantizedProgram, op: Op) -> int:
+    """Largest |accumulator| that `op` (conv or linear) can reach: sum |w| * max |q - z| + |bias|, worst channel."""
+    assert op.weight is not None
+    data = program.consts[op.weight].data
+    assert data is not None
+    grid = program.grid_of(op.inputs[0])
+    _, zero_point = grid.per_tensor()
+    reach = max(grid.qmax - zero_point, zero_point - grid.qmin)
+    per_channel = data.double().abs().flatten(1).sum(1) * reach
+    if op.bias is not None:
+        per_channel = per_channel + op.bias.double().abs()
+    return int(per_channel.max())
+
+
+class Interpreter:
+    """A program made ready to run in one arithmetic: weights as float tensors, the last use of each value known."""
+
+    def __init__(self, program: QuantizedProgram, arithmetic: Arithmetic) -> None:
+        self.program, self.arithmetic = program, arithmetic
+        self._weights = {op.name: self._weight(op) for op in program.ops if op.weight is not None}
+        self._reads = Counter(name for op in program.ops for name in op.inputs)
+        self._reads.update(program.outputs)
+
+    def run(self, inputs: list[Tensor]) -> Any:
+        """The model's outputs for its flat input tensors."""
+        return self._run(inputs, None)
+
+    def run_with_taps(self, inputs: list[Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """The outputs, and every value that has a grid, as integers in float32."""
+        taps: dict[str, Tensor] = {}
+        return self._run(inputs, taps), taps
+
+    def _run(self, inputs: list[Tensor], taps: dict[str, Tensor] | None) -> Any:
+        env = dict(zip(self.program.inputs, inputs, strict=True))
+        left = Counter(self._reads)
+        with torch.no_grad():
+            for op in self.program.ops:
+                results = self._step(op, [env[name] for name in op.inputs])
+                for name, result in zip(op.outputs, results, strict=True):
+                    env[name] = result
+                    if taps is not None and self.program.values[name].grid is not None:
+                        taps[name] = result
+                for name in op.inputs:  # free what nobody reads any more
+                    left[name] -= 1
+                    if not left[name]:
+                        env.pop(name, None)
+        return self.program.signature.unflatten([env[name] for name in self.program.outputs])
+
+    def _weight(self, op: Op) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as float tensors, float64 where float32 could round an accumulator."""
+        assert op.weight is not None
+        data = self.program.consts[op.weight].data
+        assert data is not None
+        exact = accumulator_bound(self.program, op) < EXACT_FLOAT32
+        dtype = torch.float32 if exact else torch.float64
+        return data.to(dtype), None if op.bias is None else op.bias.to(dtype)
+
+    def _step(self, op: Op, args: list[Tensor]) -> tuple[Tensor, ...]:
+        program, a = self.program, self.arithmetic
+        if op.kind is Kind.FLOAT:
+            assert op.body is not None
+            results: tuple[Tensor, ...] = op.body(*args)
+            return results
+        if op.kind is Kind.QUANTIZE:
+            return (a.quantize(args[0], program.grid_of(op.name)),)
+        if op.kind is Kind.DEQUANTIZE:
+            return (a.dequantize(args[0], program.grid_of(op.inputs[0])),)
+        if op.kind in (Kind.CONV, Kind.LINEAR):
+            return (self._accumulate(op, args[0]),)
+        if op.kind is Kind.ADD:
+            left, right = (program.grid_of(name) for name in op.inputs)
+            return (a.add(args[0], left, args[1], right, program.grid_of(op.name)),)
+        if op.kind is Kind.AVERAGE_POOL:
+            return (self._average_pool(op, args[0]),)
+        return (_move(op, args[0], program.grid_of(op.inputs[0]).per_tensor()[1]),)
+
+    def _accumulate(self, op: Op, x: Tensor) -> Tensor:
+        assert op.weight is not None
+        x_grid, w_grid = self.program.grid_of(op.inputs[0]), self.program.consts[op.weight].grid
+        (s_x, z_x), (s_w, _) = x_grid.filled(), w_grid.filled()
+        weight, bias = self._weights[op.name]
+        # Subtracting the zero point first makes zero padding pad with real zeros.
+        shifted = (x - z_x).to(weight.dtype)
+        if isinstance(op.attrs, ConvAttrs):
+            acc = _convolve(shifted, weight, bias, op.attrs)
+        else:
+            acc = F.linear(shifted, weight, bias)
+        grid = self.program.values[op.name].grid
+        if grid is None:
+            return self.arithmetic.float_linear(acc, s_x, s_w)
+        return self.arithmetic.requantize(acc, s_x, s_w, grid)
+
+    def _average_pool(self, op: Op, x: Tensor) -> Tensor:
+        attrs, x_grid, grid = op.attrs, self.program.grid_of(op.inputs[0]), self.program.grid_of(op.name)
+        assert isinstance(attrs, AveragePoolAttrs)
+        if attrs.kernel is None:
+            return self.arithmetic.global_average_pool(x, x_grid, grid)
+        real = self.arithmetic.dequantize(x, x_grid)
+        pooled = F.avg_pool2d(
+            real, attrs.kernel, attrs.stride, attrs.padding, attrs.ceil_mode, attrs.count_include_pad
+        )
+        return self.arithmetic.average_pool(pooled, grid)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: ConvAttrs) -> Tensor:
+    padding = tuple(before for before, _ in attrs.padding)
+    if any(before != after for before, after in attrs.padding):
+        x = F.pad(x, [side for pair in reversed(attrs.padding) for side in pair])
+        padding = (0,) * len(padding)
+    return F.conv2d(x, weight, bias, attrs.stride, padding, attrs.dilation, attrs.groups)
+
+
+def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
+    """A passthrough op: integers change place, not value; what is padded with is the zero point."""
+    attrs = op.attrs
+    if isinstance(attrs, MaxPoolAttrs):
+        return F.max_pool2d(x, attrs.kernel, attrs.stride, attrs.padding, attrs.dilation, attrs.ceil_mode)
+    if isinstance(attrs, ViewAttrs):
+        return x.reshape(attrs.shape)
+    if isinstance(attrs, PermuteAttrs):
+        return x.permute(attrs.dims)
+    if isinstance(attrs, PadAttrs):
+        return F.pad(x, [side for pair in reversed(attrs.padding) for side in pair], value=float(zero_point))
+    if isinstance(attrs, SliceAttrs):
+        index = [slice(None)] * x.dim()
+        index[attrs.dim] = slice(attrs.start, attrs.stop, attrs.step)
+        return x[tuple(index)]
+    raise EdgeqatError(f"{op.name}: no rule to run kind {op.kind.value}")

@@ -1,0 +1,352 @@
+"""Planning: who gets which grid, and why what stays in float does. Decides; changes no model.
+
+A plan is the quantized program with empty grids. It can be printed, compared and serialised.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from edgeqat.errors import PlanError
+from edgeqat.graph.capture import capture
+from edgeqat.graph.forms import Form
+from edgeqat.graph.fuse import FusedGraph, Refusal, Region, fuse
+from edgeqat.graph.islands import build_island, island_inputs
+from edgeqat.program import (
+    PASSTHROUGH,
+    AddAttrs,
+    AveragePoolAttrs,
+    Batch,
+    Const,
+    ConvAttrs,
+    Grid,
+    Kind,
+    LinearAttrs,
+    NoAttrs,
+    Op,
+    Origin,
+    QuantizedProgram,
+    Value,
+    ViewAttrs,
+    hash_plan,
+)
+from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
+from edgeqat.targets import Target, resolve_targets
+
+__all__ = ["Plan", "PlanRow", "plan", "plan_graph"]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of a plan: an op, and how or why not it runs in integers."""
+
+    op: str
+    kind: str
+    runs: str
+    module: str
+    grid_in: str
+    grid_weight: str
+    grid_out: str
+    fused: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that was decided.
+
+    Attributes:
+        program: The op list, with empty grids.
+        activations: Settings of each grid, by the name of the first value that has it.
+        weights: Settings of each Const, by its name.
+        targets: The runtimes it was made for.
+        folded: Dotted names of the batch norms folded into weights.
+        refusals: What was not fused, and why.
+    """
+
+    program: QuantizedProgram
+    activations: Mapping[str, ActivationConfig]
+    weights: Mapping[str, WeightConfig]
+    targets: tuple[str, ...]
+    folded: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self  # nothing changes it
+
+    def rows(self) -> list[PlanRow]:
+        """The plan as a table, an op a row; each op of a float island has its own."""
+        return [row for op in self.program.ops for row in _rows(self.program, op)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready data."""
+        return {
+            "plan_hash": self.program.plan_hash,
+            "targets": list(self.targets),
+            "ops": [asdict(row) for row in self.rows()],
+            "folded": list(self.folded),
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+        }
+
+    def diff(self, other: Plan) -> str:
+        """The lines that differ between the two printed plans, as a unified diff; empty if none does."""
+        return "\n".join(
+            difflib.unified_diff(str(self).splitlines(), str(other).splitlines(), "this", "other", lineterm="", n=0)
+        )
+
+    def __str__(self) -> str:
+        lines = [f"plan for {', '.join(self.targets)}"]
+        for row in self.rows():
+            grids = " ".join(filter(None, [row.grid_in, f"[{row.grid_weight}]" * bool(row.grid_weight)]))
+            text = f"  {row.op}: {row.kind} {row.runs} {grids} -> {row.grid_out}"
+            lines.append(text + f" fused {row.fused}" * bool(row.fused) + f" ({row.reason})" * bool(row.reason))
+        lines += [f"  folded {name}" for name in self.folded]
+        lines += [f"  not fused {refusal.name}: {refusal.reason}" for refusal in self.refusals]
+        return "\n".join(lines)
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Batch,
+    target: str | Sequence[str] = "onnxruntime",
+    qconfig_mapping: Any = None,
+    fusions: Sequence[Sequence[str]] = (),
+) -> Plan:
+    """Plans the quantization of `model` without touching it; see `prepare` for the arguments.
+
+    Raises:
+        CaptureError: The model cannot be exported.
+        PlanError: The settings cannot be satisfied.
+    """
+    return plan_graph(fuse(capture(model, example_inputs), fusions), qconfig_mapping, target)
+
+
+def plan_graph(fused: FusedGraph, qconfig_mapping: Any = None, target: str | Sequence[str] = "onnxruntime") -> Plan:
+    """Decides for every region of a fused graph whether it runs in integers, and on which grids."""
+    rules = resolve_targets(target)
+    planner = _Planner(fused, as_mapping(qconfig_mapping), rules)
+    for region in fused.regions:
+        planner.place(region)
+    return planner.finish()
+
+
+class _Planner:
+    """Walks the regions once, in order, and writes the program down."""
+
+    def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...]) -> None:
+        self.fused, self.mapping, self.rules = fused, mapping, rules
+        self.captured = fused.captured
+        mapping.check_used([(o.module, o.type) for r in fused.regions for o in r.origins])
+        self.ops: list[Op] = []
+        self.values: dict[str, Value] = {}
+        self.consts: dict[str, Const] = {}
+        self.activations: dict[str, ActivationConfig] = {}
+        self.weights: dict[str, WeightConfig] = {}
+        self.folded: list[str] = []
+        self.named: dict[fx.Node, str] = {}
+        self.pending: list[tuple[Region, str]] = []
+        for node in self.captured.graph.nodes:
+            if node.op == "placeholder":
+                self.named[node] = node.name
+                self._value(node.name, self.captured.shape_of(node), None, "an input of the model")
+
+    def place(self, region: Region) -> None:
+        """Adds one region: to the program, or to the float island being collected."""
+        source = region.anchor.all_input_nodes[0] if region.anchor.all_input_nodes else None
+        if region.identity and source is not None and not self._is_pending(source):
+            self.named[region.anchor] = self._name_of(source)
+            return
+        qconfig = self.mapping.lookup(region.origins[0].module, region.origins[0].type)
+        reason = self._why_float(region, qconfig)
+        if reason:
+            self.pending.append((region, reason))
+            for i, node in enumerate(region.outputs):
+                self.named[node] = region.name if len(region.outputs) == 1 else f"{region.name}.{i}"
+            return
+        assert region.form is not None and qconfig is not None
+        self._flush()
+        self._integer(region, region.form, qconfig)
+
+    def finish(self) -> Plan:
+        """Ends the program with float outputs."""
+        self._flush()
+        output = next(node for node in self.captured.graph.nodes if node.op == "output")
+        outputs = tuple(self._as_float(self._name_of(node)) for node in output.args[0])
+        inputs = self.captured.signature.inputs
+        plan_hash = hash_plan(self.ops, self.values, self.consts, inputs, outputs)
+        program = QuantizedProgram(
+            tuple(self.ops), self.values, self.consts, inputs, outputs, self.captured.signature, plan_hash
+        )
+        names = tuple(rule.name for rule in self.rules)
+        return Plan(program, self.activations, self.weights, names, tuple(self.folded), self.fused.refusals)
+
+    def _is_pending(self, node: fx.Node) -> bool:
+        return any(node in region.nodes for region, _ in self.pending)
+
+    def _why_float(self, region: Region, qconfig: QConfig | None) -> str:
+        """The reason why a region stays in float, "" if it runs in integers."""
+        outside = [self.captured.outside[n.name] for n in region.nodes if n.name in self.captured.outside]
+        if outside:
+            return outside[0]
+        if region.identity:
+            return "it is nothing in eval mode, and its input is float"
+        if region.form is None:
+            return region.reason
+        if qconfig is None:
+            return "its QConfig is None"
+        for rule in self.rules:
+            if region.form.kind not in rule.kinds:
+                return f"{rule.name} has no integer {region.form.kind.value}"
+        if region.form.kind not in (Kind.CONV, Kind.LINEAR):
+            gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs]
+            if not any(gridded) or (region.form.kind in PASSTHROUGH and not all(gridded)):
+                return "its input is float"
+        return ""
+
+    def _integer(self, region: Region, form: Form, qconfig: QConfig) -> None:
+        for rule in self.rules:
+            _check_bits(rule, region, form, qconfig)
+        inputs = tuple(self._as_integer(self._name_of(node), qconfig) for node in form.inputs)
+        shape = self.captured.shape_of(region.outputs[0])
+        grid: Grid | None
+        why = ""
+        if form.kind in PASSTHROUGH:
+            grid, why = self._grid(inputs[0]), f"moves the integers of {inputs[0]}"
+        elif self._gives_float(region, form):
+            grid, why = None, "the last linear layer gives float logits straight from its accumulator"
+        else:
+            grid = self._new_grid(qconfig)
+            why = f"{qconfig.activation.observer} range"
+        if form.weight is not None:
+            self._const(form.weight, qconfig)
+        if region.batch_norm is not None:
+            self.folded.append(str(region.batch_norm.target))
+        self.named[region.outputs[0]] = region.name
+        if isinstance(form.attrs, AveragePoolAttrs) and form.attrs.kernel is None and len(shape) == 2:
+            # mean without keepdim: a pool that leaves [N, C, 1, 1], then a view.
+            pooled = f"{region.name}.pooled"
+            self._value(pooled, (*shape, 1, 1), grid, why, qconfig)
+            self.ops.append(Op(form.kind, inputs, (pooled,), form.attrs, origins=region.origins))
+            channels = shape[1]
+            assert isinstance(channels, int)
+            self._value(region.name, shape, grid, f"moves the integers of {pooled}")
+            view = ViewAttrs((-1, channels))
+            self.ops.append(Op(Kind.VIEW, (pooled,), (region.name,), view, origins=region.origins))
+            return
+        self._value(region.name, shape, grid, why, None if form.kind in PASSTHROUGH else qconfig)
+        self.ops.append(
+            Op(form.kind, inputs, (region.name,), form.attrs, weight=form.weight, origins=region.origins)
+        )
+
+    def _gives_float(self, region: Region, form: Form) -> bool:
+        if not isinstance(form.attrs, LinearAttrs) or form.attrs.activation is not None:
+            return False
+        ends = all(user.op == "output" for user in region.outputs[0].users)
+        return ends and all(rule.float_logits for rule in self.rules)
+
+    def _const(self, name: str, qconfig: QConfig) -> None:
+        known = self.weights.get(name)
+        if known is not None and known != qconfig.weight:
+            raise PlanError(f"{name} is used by layers with different weight settings; give them one QConfig")
+        if known is None:
+            limit = 2 ** (qconfig.weight.bits - 1) - 1
+            self.consts[name] = Const(name, None, Grid(-limit, limit, 0 if qconfig.weight.per_channel else None))
+            self.weights[name] = qconfig.weight
+
+    def _flush(self) -> None:
+        """Writes the collected float regions down as one island."""
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        nodes = [node for region, _ in pending for node in region.nodes]
+        inside = set(nodes)
+        reads = [n for n in island_inputs(nodes) if n not in inside]
+        sources = {node: self._as_float(self._name_of(node)) for node in reads}
+        made = [node for region, _ in pending for node in region.outputs]
+        outputs = [n for n in made if any(user not in inside for user in n.users)]
+        for region, reason in pending:
+            for node in region.outputs:
+                if node in outputs:
+                    self._value(self.named[node], self.captured.shape_of(node), None, reason)
+        body = build_island(self.captured, nodes, reads, outputs)
+        origins = tuple(
+            Origin(o.module, o.type, o.aten, o.line, reason) for region, reason in pending for o in region.origins
+        )
+        names = tuple(self.named[n] for n in outputs)
+        self.ops.append(Op(Kind.FLOAT, tuple(sources.values()), names, body=body, origins=origins))
+
+    def _name_of(self, node: fx.Node) -> str:
+        return self.named[node]
+
+    def _grid(self, name: str) -> Grid | None:
+        value = self.values.get(name)
+        return None if value is None else value.grid
+
+    def _new_grid(self, qconfig: QConfig) -> Grid:
+        return Grid(0, 2**qconfig.activation.bits - 1)
+
+    def _value(
+        self, name: str, shape: tuple[int | str, ...], grid: Grid | None, why: str, owner: QConfig | None = None
+    ) -> None:
+        self.values[name] = Value(name, shape, grid, why)
+        if grid is not None and owner is not None:
+            self.activations[name] = owner.activation
+
+    def _as_integer(self, name: str, qconfig: QConfig) -> str:
+        """The name of the value on a grid: itself, or what a quantize op makes of it."""
+        value = self.values[name]
+        if value.grid is not None:
+            return name
+        twin = f"{name}.quantized"
+        if twin not in self.values:
+            self._value(twin, value.shape, self._new_grid(qconfig), f"{qconfig.activation.observer} range", qconfig)
+            self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))
+        return twin
+
+    def _as_float(self, name: str) -> str:
+        """The name of the value in float: itself, or what a dequantize op makes of it."""
+        value = self.values[name]
+        if value.grid is None:
+            return name
+        twin = f"{name}.dequantized"
+        if twin not in self.values:
+            self._value(twin, value.shape, None, "leaves the integers")
+            self.ops.append(Op(Kind.DEQUANTIZE, (name,), (twin,), NoAttrs()))
+        return twin
+
+
+def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> None:
+    if form.kind not in PASSTHROUGH and qconfig.activation.bits not in rule.activation_bits:
+        wanted = ", ".join(map(str, sorted(rule.activation_bits)))
+        raise PlanError(
+            f"{region.name}: found {qconfig.activation.bits}-bit activations, but {rule.name} takes {wanted} bits"
+        )
+    if form.weight is not None and qconfig.weight.bits not in rule.weight_bits:
+        wanted = ", ".join(map(str, sorted(rule.weight_bits)))
+        raise PlanError(f"{region.name}: found {qconfig.weight.bits}-bit weights, but {rule.name} takes {wanted} bits")
+
+
+def _rows(program: QuantizedProgram, op: Op) -> list[PlanRow]:
+    if op.kind is Kind.FLOAT:
+        return [
+            PlanRow(o.module or "<model>", o.aten.removeprefix("aten."), "float", o.describe(), "float", "", "float", "", o.reason)
+            for o in op.origins
+        ]
+
+    def grid(name: str) -> str:
+        found = program.values[name].grid
+        return "float" if found is None else found.describe()
+
+    weight = "" if op.weight is None else program.consts[op.weight].grid.describe()
+    fused = " + ".join(o.module or o.aten for o in op.origins[1:]) if len(op.origins) > 1 else ""
+    activation = op.attrs.activation if isinstance(op.attrs, (ConvAttrs, LinearAttrs, AddAttrs)) else None
+    fused += f" ({activation})" if activation else ""
+    module = op.origins[0].describe() if op.origins else ""
+    inputs = ", ".join(grid(name) for name in op.inputs)
+    why = program.values[op.name].why
+    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused.strip(), why)]

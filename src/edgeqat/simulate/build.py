@@ -1,0 +1,163 @@
+"""Building a simulation: the captured graph again, with folded weights and a quantizer at every grid."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from edgeqat.graph.capture import capture
+from edgeqat.graph.fold_bn import fold_region
+from edgeqat.graph.fuse import FusedGraph, Region, fuse
+from edgeqat.plan import Plan, plan_graph
+from edgeqat.program import PASSTHROUGH, Batch, Kind, Op
+from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, WeightQuantizer
+from edgeqat.simulate.model import SimulatedModel, key_of
+
+__all__ = ["prepare", "simulate"]
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Batch,
+    target: str | Sequence[str] = "onnxruntime",
+    qconfig_mapping: Any = None,
+    fusions: Sequence[Sequence[str]] = (),
+) -> SimulatedModel:
+    """Captures, fuses and plans `model`, and builds its simulation; the model itself is left as it was.
+
+    Args:
+        model: An unmodified float module.
+        example_inputs: A tensor, tuple (positional) or dict (keyword) of inputs; dimension 0 is the batch.
+        target: The runtime, or several that one plan must satisfy.
+        qconfig_mapping: QConfigMapping or QConfig, ours or torch.ao's; None for the target's default.
+        fusions: Lists of module names that must become one region.
+
+    Returns:
+        The simulation, in phase "float": calibrate it next.
+
+    Raises:
+        CaptureError: torch.export cannot export the model.
+        PlanError: The settings cannot be satisfied.
+    """
+    fused = fuse(capture(model, example_inputs), fusions)
+    sim = simulate(fused, plan_graph(fused, qconfig_mapping, target))
+    return sim.train(model.training)
+
+
+def simulate(fused: FusedGraph, plan: Plan) -> SimulatedModel:
+    """The trainable simulation of a plan; batch norms are folded into the weights first."""
+    return _Builder(fused, plan).build()
+
+
+class _Builder:
+    """Copies the captured graph node by node, putting quantizers where the plan has grids.
+
+    In a simulation a quantized value and its dequantized twin are the same float tensor. `made` holds that tensor
+    for each captured node.
+    """
+
+    def __init__(self, fused: FusedGraph, plan: Plan) -> None:
+        self.fused, self.plan = fused, plan
+        self.root = copy.deepcopy(fused.captured.root)
+        self.graph = fx.Graph()
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.twins: dict[tuple[str, fx.Node], fx.Node] = {}
+        self.quantizers: dict[str, Quantizer] = {}
+        self.biases: dict[str, str] = {}
+        integer = (op for op in plan.program.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT))
+        self.ops: dict[str, Op] = {op.name: op for op in integer}
+
+    def build(self) -> SimulatedModel:
+        output = None
+        regions = {node: region for region in self.fused.regions for node in region.nodes[-1:]}
+        for node in self.fused.captured.graph.nodes:
+            if node.op == "placeholder":
+                self.made[node] = self.graph.placeholder(str(node.target))
+            elif node in regions:
+                self._region(regions[node])
+            elif node.op == "output":
+                output = tuple(self._read(n) for n in node.args[0])
+        assert output is not None
+        self.graph.output(output)
+        return SimulatedModel(self.fused, self.plan, self.root, self.graph, self.quantizers, self.biases)
+
+    def _region(self, region: Region) -> None:
+        # A mean without keepdim became a pool and a view; the pool is what reads the region's input.
+        op = self.ops.get(f"{region.name}.pooled", self.ops.get(region.name))
+        if op is None:  # float, or dropout: as it was
+            for node in region.nodes:
+                self.made[node] = self._copy(node)
+            return
+        if op.weight is not None:
+            result = self._weighted(region, op)
+        else:
+            assert region.form is not None
+            inputs = {n: self._input(op.inputs[i], n) for i, n in enumerate(region.form.inputs)}
+            anchor = region.anchor
+            result = self.graph.node_copy(anchor, lambda n: inputs[n] if n in inputs else self._read(n))
+        name = op.name
+        if name in self.plan.activations:
+            activation = getattr(op.attrs, "activation", None)
+            result = self._quantize(name, activation, result)
+        elif op.kind not in PASSTHROUGH and region.activation is not None:
+            result = self.graph.node_copy(region.activation, lambda _: result)
+        self.made[region.outputs[0]] = result
+
+    def _weighted(self, region: Region, op: Op) -> fx.Node:
+        """A conv or linear over quantized input, weight and bias."""
+        assert region.form is not None and op.weight is not None
+        x = self._input(op.inputs[0], region.form.inputs[0])
+        bias_name = fold_region(self.root, region)
+        weight = self.graph.get_attr(op.weight)
+        if op.weight not in self.quantizers:
+            parameter = self.root.get_parameter(op.weight)
+            self.quantizers[op.weight] = WeightQuantizer(op.weight, self.plan.weights[op.weight], parameter)
+        pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (weight,))
+        quantized = self.graph.call_function(operator.getitem, (pair, 0))
+        bias: fx.Node | None = None
+        if bias_name is not None:
+            self.biases[op.name] = bias_name
+            name = f"{op.name}.bias"
+            self.quantizers[name] = BiasQuantizer(name)
+            scale = self.graph.call_function(operator.getitem, (pair, 1))
+            input_scale = self.graph.get_attr(f"quantizers.{key_of(self._grid_owner(op.inputs[0]))}.scale")
+            bias = self.graph.call_module(
+                f"quantizers.{key_of(name)}", (self.graph.get_attr(bias_name), input_scale, scale)
+            )
+        _, _, _, *rest = [*region.anchor.args, None][: max(3, len(region.anchor.args))]
+        kwargs = {k: v for k, v in region.anchor.kwargs.items() if k not in ("input", "weight", "bias")}
+        assert callable(region.anchor.target)
+        return self.graph.call_function(region.anchor.target, (x, quantized, bias, *rest), kwargs)
+
+    def _grid_owner(self, value: str) -> str:
+        grid = self.plan.program.grid_of(value)
+        return next(n for n in self.plan.activations if self.plan.program.values[n].grid is grid)
+
+    def _input(self, value: str, node: fx.Node) -> fx.Node:
+        """What an integer op reads: the tensor of `node`, quantized here if the plan quantizes it on the way in."""
+        made = self._read(node)
+        if not value.endswith(".quantized") or value not in self.plan.activations:
+            return made
+        if (value, node) not in self.twins:
+            self.twins[value, node] = self._quantize(value, None, made)
+        return self.twins[value, node]
+
+    def _quantize(self, name: str, activation: str | None, x: fx.Node) -> fx.Node:
+        if name not in self.quantizers:
+            self.quantizers[name] = ActivationQuantizer(name, self.plan.activations[name], activation)
+        return self.graph.call_module(f"quantizers.{key_of(name)}", (x,))
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        """The copy of a captured node; parameters and sizes are copied where they are first read."""
+        if node not in self.made:
+            self.made[node] = self._copy(node)
+        return self.made[node]
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        for source in node.all_input_nodes:
+            self._read(source)
+        return self.graph.node_copy(node, lambda n: self.made[n])

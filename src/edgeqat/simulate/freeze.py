@@ -1,0 +1,81 @@
+"""Freezing: a simulation's grids, weights and biases become the integers of a QuantizedProgram.
+
+`convert` and exact mode share this one function, so that what is evaluated is what is shipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from edgeqat import affine
+from edgeqat.errors import PhaseError, PlanError
+from edgeqat.program import Const, Grid, Op, QuantizedProgram
+
+if TYPE_CHECKING:
+    from edgeqat.simulate.model import SimulatedModel
+
+__all__ = ["freeze"]
+
+
+def freeze(sim: SimulatedModel) -> QuantizedProgram:
+    """The quantized program of a calibrated simulation, on the CPU, detached from it.
+
+    Raises:
+        PhaseError: A grid is missing: the simulation was not calibrated.
+        PlanError: A bias does not fit int32 at its scale.
+    """
+    plan = sim.plan.program
+    grids: dict[int, Grid] = {}
+    for name, quantizer in sim.activation_quantizers().items():
+        if not quantizer.calibrated:
+            raise PhaseError(f"{name} has no grid yet; call edgeqat.calibrate(sim, batches) before convert")
+        empty = plan.grid_of(name)
+        grids[id(empty)] = replace(
+            empty, scale=quantizer.scale.detach().cpu().clone(), zero_point=quantizer.zero_point.detach().cpu().clone()
+        )
+    values = {
+        name: value if value.grid is None else replace(value, grid=grids[id(value.grid)])
+        for name, value in plan.values.items()
+    }
+    consts = {name: _const(sim, const) for name, const in plan.consts.items()}
+    frozen = QuantizedProgram((), values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash)
+    ops = tuple(_op(sim, frozen, op) for op in plan.ops)
+    return replace(frozen, ops=ops)
+
+
+def _const(sim: SimulatedModel, const: Const) -> Const:
+    weight = sim.get_parameter(const.source).detach().cpu()
+    quantizer = sim.weight_quantizers()[const.source]
+    if not bool(torch.isfinite(weight).all()):
+        raise PlanError(f"{const.source} holds NaN or infinite weights; training diverged, lower the learning rate")
+    scale = affine.symmetric_scale(weight, quantizer.qmax, quantizer.axis, quantizer.min_scale.cpu())
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    data = affine.quantize(weight, scale, zero, const.grid.qmin, const.grid.qmax, const.grid.axis)
+    return replace(const, data=data.to(torch.int8), grid=replace(const.grid, scale=scale, zero_point=zero))
+
+
+def _op(sim: SimulatedModel, frozen: QuantizedProgram, op: Op) -> Op:
+    if op.body is not None:
+        return replace(op, body=_body(sim, op.body))
+    if op.weight is None or op.name not in sim.biases:
+        return op
+    bias = sim.get_parameter(sim.biases[op.name]).detach().cpu()
+    input_scale, _ = frozen.grid_of(op.inputs[0]).filled()
+    weight_scale, _ = frozen.consts[op.weight].grid.filled()
+    integers = affine.quantize_bias(bias, input_scale, weight_scale)
+    if not bool((integers.abs() < 2**31).all()):
+        worst = float(bias.abs().max())
+        raise PlanError(f"{op.name}: its bias (up to {worst:.3g}) does not fit int32 at its scale; calibrate again")
+    return replace(op, bias=integers.to(torch.int32))
+
+
+def _body(sim: SimulatedModel, body: fx.GraphModule) -> fx.GraphModule:
+    own = copy.deepcopy(body)
+    state: dict[str, Tensor] = sim.state_dict()
+    own.load_state_dict({name: state[name].detach().cpu() for name in own.state_dict()})
+    return own.eval()
