@@ -6,9 +6,11 @@ import importlib.metadata
 import importlib.util
 import platform
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+# The stand-alone verifier needs these too and can import nothing, so they live there.
+from edgeqat.replay import arithmetic_here, cpu_flags
 
 __all__ = ["Machine", "arithmetic_here", "describe_machine", "installed_runtimes"]
 
@@ -36,23 +38,20 @@ class Machine:
         return {**asdict(self), "features": list(self.features)}
 
 
-@cache
-def _processor() -> tuple[str, frozenset[str]]:
-    """(model name, flags) from the kernel; only the architecture where it does not tell."""
+def _cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine(), frozenset()
-    fields: dict[str, str] = {}
-    for line in info.read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", fields.get("Features", ""))
-    return fields.get("model name", platform.machine()), frozenset(flags.split())
+    if info.exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def features() -> tuple[str, ...]:
     """The processor's features among those that matter here."""
-    flags = _processor()[1]
+    flags = cpu_flags()
     return tuple(name for name in FEATURES if name in flags)
 
 
@@ -62,7 +61,7 @@ def describe_machine(threads: int) -> Machine:
     for package in REPORTED_PACKAGES:
         if importlib.util.find_spec(package) is not None:
             versions[package] = importlib.metadata.version(package)
-    return Machine(_processor()[0], platform.machine(), features(), threads, versions)
+    return Machine(_cpu_name(), platform.machine(), features(), threads, versions)
 
 
 def installed_runtimes() -> dict[str, str | None]:
@@ -73,10 +72,3 @@ def installed_runtimes() -> dict[str, str | None]:
         found[runtime] = importlib.metadata.version(packages[0]) if present else None
     return found
 
-
-def arithmetic_here(runtime: str) -> str | None:
-    """The name of the arithmetic that a runtime's kernels have on this machine; None where it is not known."""
-    if runtime == "onnxruntime" and platform.machine() in ("x86_64", "AMD64"):
-        vnni = {"avx512_vnni", "avx_vnni"} & set(features())
-        return "onnxruntime/x86" if vnni else None
-    return None

@@ -1,0 +1,126 @@
+"""Lower: a quantized program becomes an artifact folder for one runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from edgeqat import replay
+from edgeqat.errors import InputError
+from edgeqat.lowering.artifact import Artifact, replace_folder, sha256_of, to_json, write_atomically
+from edgeqat.lowering.golden import exact_values, golden_vectors, sample_inputs
+from edgeqat.lowering.onnx_session import optimized_ops
+from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
+from edgeqat.machine import describe_machine
+from edgeqat.program import Batch, Kind, Op, QuantizedProgram
+from edgeqat.targets import resolve_targets
+from edgeqat.version import __version__
+
+__all__ = ["lower"]
+
+ARITHMETICS = {"onnxruntime": ("onnxruntime/x86",)}
+"""The arithmetics whose golden vectors go into a runtime's artifacts."""
+
+VERSIONS_KEPT = ("torch", "onnx", "onnxruntime", "onnxscript")
+
+
+def lower(
+    program: QuantizedProgram,
+    runtime: str,
+    out_dir: str | Path,
+    golden_inputs: Batch | None = None,
+    preprocessing: dict[str, Any] | None = None,
+) -> Artifact:
+    """Writes a program as an artifact folder: model file, manifest, golden vectors, verify.py.
+
+    A program that is one float island is the FP32 twin. The same program gives the same bytes.
+
+    Args:
+        program: What `convert` returned.
+        runtime: "onnxruntime".
+        out_dir: The folder; replaced whole if it exists, and only once everything is written.
+        golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
+        preprocessing: What the manifest says of mean, std, layout and labels.
+
+    Raises:
+        PlanError: The runtime is unknown.
+        MissingRuntimeError: Its packages are not installed.
+        OutputError: The folder cannot be written.
+    """
+    resolve_targets(runtime)
+    model = spell(program)
+    inputs = sample_inputs(program) if golden_inputs is None else program.signature.flatten(golden_inputs)
+    for tensor in inputs:
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError("found NaN or infinite golden inputs, wanted finite ones")
+    raw: bytes = model.SerializeToString(deterministic=True)
+    folder = Path(out_dir)
+    with replace_folder(folder) as temporary:
+        write_atomically(temporary / "model.onnx", raw)
+        golden = golden_vectors(program, inputs, ARITHMETICS[runtime], taps_suffix(program))
+        write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
+        write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
+        manifest = _manifest(program, runtime, temporary, inputs, preprocessing)
+        manifest["payload_bytes"] = payload_bytes(model)
+        manifest["coverage"]["runtime_ops"] = dict(sorted(optimized_ops(raw).items()))
+        write_atomically(temporary / "manifest.json", to_json(manifest))
+    return Artifact(folder, manifest, program.signature)
+
+
+def _manifest(
+    program: QuantizedProgram,
+    runtime: str,
+    folder: Path,
+    inputs: list[Tensor],
+    preprocessing: dict[str, Any] | None,
+) -> dict[str, Any]:
+    exact = exact_values(program)
+    versions = describe_machine(threads=1).versions
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {
+        "schema": 1,
+        "edgeqat": __version__,
+        "runtime": runtime,
+        "engine": "CPUExecutionProvider",
+        "model": "model.onnx",
+        "plan_hash": program.plan_hash,
+        "arithmetics": list(ARITHMETICS[runtime]),
+        "versions": {name: versions[name] for name in VERSIONS_KEPT if name in versions},
+        "files": {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files},
+        "inputs": {
+            name: {"shape": list(program.values[name].shape), "dtype": str(t.dtype).removeprefix("torch.")}
+            for name, t in zip(program.inputs, inputs, strict=True)
+        },
+        "outputs": {name: name in exact for name in program.outputs},
+        "output_ops": [_maker(program, name).name for name in program.outputs],
+        "preprocessing": preprocessing,
+        "coverage": {
+            "integer": len(program.integer_ops()),
+            "float": len(program.float_origins()),
+            "float_ops": [{"op": o.aten, "module": o.module, "reason": o.reason} for o in program.float_origins()],
+        },
+        "grids": {
+            value.name: dict(zip(("scale", "zero_point"), value.grid.per_tensor(), strict=True))
+            | {"qmin": value.grid.qmin, "qmax": value.grid.qmax}
+            for value in program.values.values()
+            if value.grid is not None
+        },
+        "checks": [
+            {"op": op.name, "value": name, "exact": name in exact}
+            for op in program.ops
+            for name in op.outputs
+            if program.values[name].grid is not None
+        ],
+    }
+
+
+def _maker(program: QuantizedProgram, value: str) -> Op:
+    """The op that computes a value, seen through a final dequantize."""
+    for op in program.ops:
+        if value in op.outputs:
+            return _maker(program, op.inputs[0]) if op.kind is Kind.DEQUANTIZE else op
+    return Op(Kind.FLOAT, (), (value,))  # an output that is an input

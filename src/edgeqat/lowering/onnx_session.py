@@ -1,0 +1,69 @@
+"""Running ONNX files: sessions with pinned threads, looking inside them, and the graph that really runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeqat.errors import InputError, MissingRuntimeError
+
+__all__ = ["OnnxSession", "optimized_ops"]
+
+
+class OnnxSession:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        model: The serialised model.
+        threads: Threads within one op; ops run one after the other.
+        optimized_to: Where ONNX Runtime writes the graph it really runs, if wanted.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1, optimized_to: Path | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingRuntimeError("onnxruntime", "onnxruntime", str(error)) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if optimized_to is not None:
+            options.optimized_model_filepath = str(optimized_to)
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # The runtime has a dozen exception classes for a file it does not take; all mean the same here.
+            raise InputError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+        self.inputs = [i.name for i in self._session.get_inputs()]
+        self.outputs = [o.name for o in self._session.get_outputs()]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Every output, for the inputs in the model's order."""
+        return [torch.from_numpy(array) for array in self._session.run(None, self.feed(inputs))]
+
+    def feed(self, inputs: Sequence[Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        """The inputs as the runtime takes them."""
+        arrays = [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in inputs]
+        return dict(zip(self.inputs, arrays, strict=True))
+
+    def run_raw(self, feed: dict[str, np.ndarray[Any, Any]]) -> None:
+        """One call and nothing else: what a latency measurement times."""
+        self._session.run(None, feed)
+
+
+def optimized_ops(model: bytes) -> Counter[str]:
+    """How often each op occurs in the graph that ONNX Runtime really runs."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        OnnxSession(model, optimized_to=path)
+        return Counter(node.op_type for node in onnx.load(path).graph.node)

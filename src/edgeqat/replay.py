@@ -1,0 +1,230 @@
+"""Replays the golden vectors of an artifact folder on this device's runtime.
+
+    python verify.py [FOLDER] [--no-hash]
+
+Needs numpy and onnxruntime, nothing else: this file is shipped, as it stands, as `verify.py` in every artifact
+folder, for a device without edgeqat. `edgeqat verify` runs the package's own copy, never code from the folder.
+
+Exit codes: 0 every integer as expected; 2 a file is missing or does not match its hash; 3 the runtime computes
+other integers than the reference; 4 the runtime is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}
+
+FLOAT_TOLERANCE = 1e-4
+"""Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""
+
+
+class FolderError(Exception):
+    """An artifact folder that is incomplete, damaged or tampered with."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What replaying found.
+
+    Attributes:
+        against: Name of the arithmetic whose golden vectors were used.
+        exact_here: Whether this machine's kernels are the ones of that arithmetic, so that a difference is a failure.
+        samples: Number of golden inputs.
+        identical: Share of output elements that are bit-identical.
+        max_difference: Largest difference among the outputs, in their own unit.
+        first_difference: First op, in program order, whose integers differ; None if none does.
+        passed: Whether everything that must be equal is.
+    """
+
+    against: str
+    exact_here: bool
+    samples: int
+    identical: float
+    max_difference: float
+    first_difference: str | None
+    passed: bool
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags as Linux names them; empty where it does not tell."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return frozenset()
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def arithmetic_here(runtime: str) -> str | None:
+    """The arithmetic of a runtime's kernels on this machine; None where it is not known exactly."""
+    if runtime == "onnxruntime" and platform.machine() in ("x86_64", "AMD64"):
+        return "onnxruntime/x86" if cpu_flags() & {"avx512_vnni", "avx_vnni"} else None
+    return None
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of a safetensors file: a JSON header and raw bytes, nothing is executed."""
+    try:
+        raw = path.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + size])
+        body = memoryview(raw)[8 + size :]
+        return {
+            name: np.frombuffer(body[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path} cannot be read as safetensors ({error}); fetch the artifact again") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact folder."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read ({error}); wanted an artifact folder made by edgeqat") from error
+    missing = {"runtime", "model", "files", "checks"} - set(manifest) if isinstance(manifest, dict) else {"runtime"}
+    if missing:
+        raise FolderError(f"{path} lacks {sorted(missing)}; wanted a manifest made by edgeqat")
+    return dict(manifest)
+
+
+def check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises FolderError for the first file that is missing or is not the one the manifest was written for."""
+    for name, entry in sorted(manifest["files"].items()):
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise FolderError(f"{path} is missing; fetch the artifact again")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != entry["sha256"]:
+            raise FolderError(
+                f"{path} has sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}...: it was changed "
+                "or damaged; fetch the artifact again, or pass --no-hash to see what it computes"
+            )
+
+
+def checksums(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """CRC-32 of each sample's bytes: int64 [N]."""
+    return np.array([zlib.crc32(np.ascontiguousarray(sample).tobytes()) for sample in array], np.int64)
+
+
+def replay(folder: Path, check: bool = True) -> Replay:
+    """Runs the golden inputs through the model file and compares.
+
+    Args:
+        folder: An artifact folder.
+        check: Whether to check the files' hashes first.
+
+    Raises:
+        FolderError: A file is missing, unreadable or changed.
+        ImportError: The runtime is not installed.
+    """
+    manifest = read_manifest(folder)
+    if check:
+        check_hashes(folder, manifest)
+    golden = read_safetensors(folder / "golden.safetensors")
+    against = str(manifest["arithmetics"][0]) if manifest["arithmetics"] else "simulation"
+    feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
+    samples = len(next(iter(feed.values())))
+    model = (folder / manifest["model"]).read_bytes()
+    outputs = run_onnx(model, feed)
+    identical, worst, outputs_right = compare_outputs(manifest, golden, against, outputs)
+    first = None
+    if any(row["exact"] for row in manifest["checks"]):
+        # The taps turn every integer tensor of the very same file into an output.
+        values = run_onnx(model + golden["taps"].tobytes(), feed)
+        first = first_difference(manifest["checks"], golden, against, values)
+    if first is None and not outputs_right:
+        first = str(manifest["output_ops"][0])
+    passed = outputs_right and first is None
+    return Replay(against, arithmetic_here(manifest["runtime"]) == against, samples, identical, worst, first, passed)
+
+
+def compare_outputs(
+    manifest: dict[str, Any], golden: dict[str, Any], against: str, outputs: dict[str, Any]
+) -> tuple[float, float, bool]:
+    """(share of identical elements, largest difference, whether all is as it must be)."""
+    equal, total, worst, right = 0, 0, 0.0, True
+    for name, exact in manifest["outputs"].items():
+        expected, found = golden[f"{against}/outputs/{name}"], outputs[name]
+        if expected.shape != found.shape:
+            return 0.0, float("inf"), False
+        difference = np.abs(expected.astype(np.float64) - found)
+        equal, total = equal + int((expected == found).sum()), total + expected.size
+        worst = max(worst, float(difference.max(initial=0.0)))
+        allowed = 0.0 if exact else FLOAT_TOLERANCE * float(np.abs(expected).max(initial=0.0))
+        right = right and bool((difference <= allowed).all())
+    return equal / max(total, 1), worst, right
+
+
+def first_difference(
+    checks: list[dict[str, Any]], golden: dict[str, Any], against: str, values: dict[str, Any]
+) -> str | None:
+    """The first op, in program order, whose integers are not the expected ones."""
+    for row in checks:
+        expected = golden[f"{against}/crc32/{row['value']}"]
+        if row["exact"] and not np.array_equal(checksums(values[row["value"]]), expected):
+            return str(row["op"])
+    return None
+
+
+def run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Every output of a model, by name, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        found = session.run(None, feed)
+    except Exception as error:  # noqa: BLE001  the runtime has a dozen exception classes for a damaged file
+        raise FolderError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+    return dict(zip((o.name for o in session.get_outputs()), found, strict=True))
+
+
+def describe(result: Replay) -> str:
+    """One line for a person."""
+    share = f"{100 * result.identical:.2f}% of outputs bit-identical to {result.against} on {result.samples} samples"
+    if result.passed:
+        return f"verified: {share}"
+    if not result.exact_here:
+        return f"differs, first at {result.first_difference}: {share}; this machine's kernels have another arithmetic"
+    return f"FAILED: {share}; the first op that differs is {result.first_difference}"
+
+
+def main() -> int:
+    """The command line of verify.py."""
+    parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
+    options = parser.parse_args()
+    try:
+        result = replay(options.folder, check=not options.no_hash)
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"error: {error}; pip install onnxruntime", file=sys.stderr)
+        return 4
+    print(describe(result))
+    return 0 if result.passed or not result.exact_here else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
