@@ -1,0 +1,100 @@
+"""edgeqat: quantization-aware training for edge devices, proved on the target runtime to the integer.
+
+    import edgeqat as eq
+
+    sim = eq.prepare(model, example_inputs, target="onnxruntime")
+    eq.calibrate(sim, batches)
+    eq.fit(sim, train_batches, epochs=4, lr=0.005)
+    program = eq.convert(sim)
+    artifact = eq.lower(program, "onnxruntime", "out")
+    parity = eq.verify(artifact, program, batches)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgeqat.version import __version__
+
+if TYPE_CHECKING:
+    from edgeqat.convert import convert
+    from edgeqat.errors import EdgeqatError
+    from edgeqat.interpreter.run import reference
+    from edgeqat.lowering.artifact import Artifact, load_artifact
+    from edgeqat.lowering.lower import lower
+    from edgeqat.measuring.measure import Measurement, measure
+    from edgeqat.measuring.parity import Parity, verify
+    from edgeqat.pipeline import run
+    from edgeqat.plan import Plan, plan
+    from edgeqat.program import QuantizedProgram
+    from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
+    from edgeqat.simulate.build import prepare
+    from edgeqat.simulate.model import SimulatedModel
+    from edgeqat.targets import targets
+    from edgeqat.train.calibrate import calibrate
+    from edgeqat.train.loop import History, fit
+
+__all__ = [
+    # stages, in pipeline order
+    "plan",
+    "prepare",
+    "calibrate",
+    "fit",
+    "convert",
+    "reference",
+    "lower",
+    "verify",
+    "measure",
+    "run",
+    # what they take and return
+    "ActivationConfig",
+    "Artifact",
+    "EdgeqatError",
+    "History",
+    "Measurement",
+    "Parity",
+    "Plan",
+    "QConfig",
+    "QConfigMapping",
+    "QuantizedProgram",
+    "SimulatedModel",
+    "WeightConfig",
+    "load_artifact",
+    "targets",
+    "__version__",
+]
+
+_HOMES = {
+    "plan": "plan",
+    "Plan": "plan",
+    "prepare": "simulate.build",
+    "SimulatedModel": "simulate.model",
+    "calibrate": "train.calibrate",
+    "fit": "train.loop",
+    "History": "train.loop",
+    "convert": "convert",
+    "reference": "interpreter.run",
+    "lower": "lowering.lower",
+    "Artifact": "lowering.artifact",
+    "load_artifact": "lowering.artifact",
+    "verify": "measuring.parity",
+    "Parity": "measuring.parity",
+    "measure": "measuring.measure",
+    "Measurement": "measuring.measure",
+    "run": "pipeline",
+    "EdgeqatError": "errors",
+    "ActivationConfig": "qconfig",
+    "QConfig": "qconfig",
+    "QConfigMapping": "qconfig",
+    "WeightConfig": "qconfig",
+    "QuantizedProgram": "program",
+    "targets": "targets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported when first used: `edgeqat --help` needs no torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeqat' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"edgeqat.{_HOMES[name]}"), name)

@@ -1,0 +1,195 @@
+"""The command line. Heavy imports happen inside the commands, so that --help is quick.
+
+Exit codes: 0 fine; 1 internal error; 2 bad input; 3 the gate or a verification failed; 4 a runtime is not
+installed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeqat.errors import EdgeqatError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Train, quantize, lower and prove vision models for edge runtimes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one recipe key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file or the name of a bundled recipe.")] = "digits-edge",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Output directory; runs/<recipe> if not given.")] = None,
+    settings: SetOption = [],  # noqa: B006  typer copies it
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
+) -> None:
+    """The whole pipeline: train, quantize, lower, verify, measure, decide."""
+    from rich.console import Console
+
+    from edgeqat.recipe import load_recipe
+    from edgeqat.reporting.monitor import ConsoleMonitor
+
+    folder = Path("runs") / Path(recipe).stem if out is None else out
+    loaded = load_recipe(recipe, settings)
+    monitor = ConsoleMonitor()
+    monitor.stage(f"run {recipe} into {folder}")
+    from edgeqat import pipeline
+    from edgeqat.reporting.summary import print_summary
+
+    report = pipeline.run(loaded, folder, overwrite, monitor)
+    print_summary(report, Console(highlight=False))
+    print(f"report: {folder / 'report.html'}")
+    if not report.gate.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """Lists the bundled recipes."""
+    from edgeqat.recipe import bundled_recipes
+
+    found = bundled_recipes()
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    width = max(len(name) for name in found)
+    for name, description in found.items():
+        print(f"{name:<{width}}  {description}")
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[str, typer.Argument(help="A YAML file or the name of a bundled recipe.")] = "digits-edge",
+    settings: SetOption = [],  # noqa: B006  typer copies it
+    diff: Annotated[str | None, typer.Option("--diff", help="Another recipe: show only what differs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The plan: each op, INT8 or float and why; nothing is trained."""
+    from edgeqat.pipeline import plan_recipe
+    from edgeqat.recipe import load_recipe
+
+    planned = plan_recipe(load_recipe(recipe, settings))
+    if diff is not None:
+        print(planned.diff(plan_recipe(load_recipe(diff, settings))) or "the plans are the same")
+    elif as_json:
+        print(json.dumps(planned.to_dict(), indent=1))
+    else:
+        _print_plan(planned)
+
+
+def _print_plan(planned: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold")
+    for column in ("op", "kind", "runs", "in", "weight", "out", "fused with", "why"):
+        table.add_column(column, overflow="fold")
+    rows = planned.rows()
+    for row in rows:
+        cells = (row.op, row.kind, row.runs, row.grid_in, row.grid_weight, row.grid_out, row.fused, row.reason)
+        table.add_row(*(Text(cell) for cell in cells))
+    # A plan is read whole, so a pipe gets full lines too.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for refusal in planned.refusals:
+        console.print(f"not fused  {refusal.name}: {refusal.reason}", markup=False)
+    integer = sum(row.runs == "INT8" for row in rows)
+    console.print(f"{integer} ops in INT8, {len(rows) - integer} in float; plan {planned.program.plan_hash[:12]}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not check the files' hashes first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replays the golden vectors shipped inside an artifact folder on this machine's runtime."""
+    from dataclasses import asdict
+
+    from edgeqat import replay
+    from edgeqat.errors import MissingRuntimeError, TamperedError
+
+    try:
+        result = replay.replay(folder, check=not no_hash)
+    except replay.FolderError as error:
+        raise TamperedError(str(error)) from error
+    except ImportError as error:
+        raise MissingRuntimeError("onnxruntime", "onnxruntime", str(error)) from error
+    print(json.dumps(asdict(result), indent=1) if as_json else replay.describe(result))
+    if not result.passed and result.exact_here:
+        raise typer.Exit(3)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can run: processor features, runtimes and their versions, GPU."""
+    import torch
+
+    from edgeqat.machine import arithmetic_here, describe_machine, installed_runtimes
+
+    machine = describe_machine(torch.get_num_threads())
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    runtimes = {
+        name: {"version": version, "arithmetic": arithmetic_here(name)}
+        for name, version in installed_runtimes().items()
+    }
+    if as_json:
+        print(json.dumps({**machine.to_dict(), "runtimes": runtimes, "gpu": gpu}, indent=1))
+        return
+    print(f"processor   {machine.cpu} ({machine.arch}), {machine.threads} threads")
+    print(f"features    {' '.join(machine.features) or 'none known'}")
+    for name, found in runtimes.items():
+        if found["version"] is None:
+            print(f"{name:<11} not installed: pip install 'edgeqat[{name}]'")
+        else:
+            exact = found["arithmetic"] or "no exact arithmetic known for this processor: checked, not proved"
+            print(f"{name:<11} {found['version']}, {exact}")
+    print(f"gpu         {gpu or 'none'}")
+    print("versions    " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()))
+
+
+def main() -> None:
+    """Entry point: turns every deliberate error into one line and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except EdgeqatError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        _interrupted()
+    except KeyboardInterrupt:
+        _interrupted()
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupted() -> None:
+    print("interrupted; the run is incomplete: start it again with --overwrite", file=sys.stderr)
+    sys.exit(130)

@@ -1,0 +1,118 @@
+"""What a recipe names by string: models, losses, quantization settings."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeqat.errors import ModelError, RecipeError
+from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
+from edgeqat.recipe import ModelSection, Override, QuantizeSection
+from edgeqat.train.checkpoint import load_weights
+from edgeqat.train.loop import Loss, resolve_loss
+
+__all__ = ["build_loss", "build_mapping", "build_model", "resolve_callable"]
+
+
+def resolve_callable(target: str, what: str) -> Callable[..., Any]:
+    """The callable that `module:callable` or `file.py:callable` names.
+
+    Args:
+        target: The name.
+        what: The recipe key it comes from, for messages.
+
+    Raises:
+        ModelError: It cannot be imported, or is not callable.
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ModelError(f"{what}: found {target!r}, wanted module:callable or file.py:callable")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
+        raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ModelError(f"{what}: {place} has no callable {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"edgeqat_user_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_model(section: ModelSection, seed: int) -> nn.Module:
+    """The float model of a recipe, with its weights where it names some.
+
+    Raises:
+        ModelError: The factory cannot be imported, fails or returns no module, or the weights do not fit.
+    """
+    factory = resolve_callable(section.factory, "model.factory")
+    torch.manual_seed(seed)
+    try:
+        model = factory(**section.args)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model.factory {section.factory} failed with model.args {section.args}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model.factory {section.factory} returned a {type(model).__name__}, wanted an nn.Module")
+    if section.weights is not None:
+        load_weights(model, Path(section.weights))
+    return model
+
+
+def build_loss(name: str) -> Loss:
+    """The loss that a recipe names: a built-in name or a callable.
+
+    Raises:
+        RecipeError: The name is unknown.
+    """
+    if ":" in name:
+        return resolve_callable(name, "task.loss")
+    try:
+        return resolve_loss(name)
+    except Exception as error:
+        raise RecipeError(f"task.loss: {error}, or module:callable") from error
+
+
+def build_mapping(section: QuantizeSection) -> QConfigMapping:
+    """The QConfigMapping of a recipe's quantize section."""
+    base = QConfig(
+        ActivationConfig(**section.activations.model_dump()), WeightConfig(**section.weights.model_dump())
+    )
+    mapping = QConfigMapping().set_global(base)
+    for override in section.overrides:
+        qconfig = _override(override, base)
+        if override.module is not None:
+            mapping.set_module_name(override.module, qconfig)
+        elif override.regex is not None:
+            mapping.set_module_name_regex(override.regex, qconfig)
+        elif override.type is not None:
+            mapping.set_object_type(override.type, qconfig)
+    return mapping
+
+
+def _override(override: Override, base: QConfig) -> QConfig | None:
+    if not override.quantize:
+        return None
+    activation, weight = base.activation, base.weight
+    if override.activations is not None:
+        activation = ActivationConfig(**override.activations.model_dump())
+    if override.weights is not None:
+        weight = WeightConfig(**override.weights.model_dump())
+    return QConfig(activation, weight)

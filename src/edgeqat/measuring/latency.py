@@ -1,0 +1,67 @@
+"""Latency: every artifact's calls interleaved in one run, so that what disturbs one disturbs all.
+
+The threads of the runtime are pinned to what is asked for. Raw samples are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from edgeqat.lowering.artifact import Artifact
+
+__all__ = ["Latency", "measure_latency"]
+
+WARM_UP_CALLS = 30
+MIN_ROUNDS, MAX_ROUNDS = 200, 2000
+BUDGET_S = 3.0
+"""Seconds of rounds per artifact; a round calls each artifact once."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one call.
+
+    Attributes:
+        batch: Samples a call.
+        threads: Threads within an op.
+        samples_ms: Every measured call, in milliseconds, in order.
+    """
+
+    batch: int
+    threads: int
+    samples_ms: tuple[float, ...]
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile in milliseconds."""
+        return float(np.percentile(self.samples_ms, q))
+
+
+def measure_latency(
+    artifacts: Mapping[str, Artifact], inputs: Sequence[Tensor], threads: int
+) -> dict[str, Latency]:
+    """Times each artifact on the same flat inputs, call by call in turn.
+
+    Args:
+        artifacts: By any name.
+        inputs: Flat input tensors of one call.
+        threads: Threads within an op.
+    """
+    sessions = {name: artifact.session(threads) for name, artifact in artifacts.items()}
+    feeds = {name: session.feed(inputs) for name, session in sessions.items()}
+    samples: dict[str, list[float]] = {name: [] for name in sessions}
+    for name, session in sessions.items():
+        for _ in range(WARM_UP_CALLS):
+            session.run_raw(feeds[name])
+    rounds, deadline = 0, time.perf_counter() + BUDGET_S * len(sessions)
+    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < deadline):
+        for name, session in sessions.items():
+            started = time.perf_counter_ns()
+            session.run_raw(feeds[name])
+            samples[name].append((time.perf_counter_ns() - started) / 1e6)
+        rounds += 1
+    return {name: Latency(inputs[0].shape[0], threads, tuple(found)) for name, found in samples.items()}

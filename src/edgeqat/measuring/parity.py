@@ -1,0 +1,124 @@
+"""Parity: does the artifact on its real runtime compute the reference's integers, value by value?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from edgeqat.errors import DataError
+from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.interpreter.run import Interpreter
+from edgeqat.lowering.artifact import Artifact, load_artifact
+from edgeqat.lowering.onnx_session import OnnxSession
+from edgeqat.lowering.to_onnx import taps_suffix
+from edgeqat.machine import arithmetic_here
+from edgeqat.program import Batch, QuantizedProgram
+
+__all__ = ["Parity", "compare_float", "verify"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an artifact's results compare with what they are held against.
+
+    Attributes:
+        against: "reference:onnxruntime/x86", or "simulation".
+        n: Samples.
+        bit_identical: Share of output elements equal to the bit.
+        max_error_steps: Largest difference among the inner values that have a grid, in quantization steps.
+        agreement: Share of samples with the same prediction (largest output; ties to the lowest index).
+        first_difference: Name of the first op, in program order, whose value differs; None if none does.
+        exact_here: Whether this machine's kernels have the arithmetic compared with, so that equality is owed.
+    """
+
+    against: str
+    n: int
+    bit_identical: float
+    max_error_steps: float
+    agreement: float
+    first_difference: str | None
+    exact_here: bool
+
+
+class _Tally:
+    """Adds up the comparison of outputs, batch by batch."""
+
+    def __init__(self) -> None:
+        self.n = self.equal = self.elements = self.agreed = 0
+
+    def add(self, found: list[Tensor], expected: list[Tensor]) -> bool:
+        """Counts a batch; whether every element is equal."""
+        before = self.elements - self.equal
+        for a, b in zip(found, expected, strict=True):
+            self.equal += int((a == b).sum())
+            self.elements += a.numel()
+        first_a, first_b = found[0].flatten(1), expected[0].flatten(1)
+        self.agreed += int((first_a.argmax(1) == first_b.argmax(1)).sum())
+        self.n += len(first_a)
+        return self.elements - self.equal == before
+
+    def shares(self) -> tuple[float, float]:
+        """(bit-identical elements, agreeing samples)."""
+        if self.n == 0:
+            raise DataError("found no batches to verify with, wanted at least one")
+        return self.equal / self.elements, self.agreed / self.n
+
+
+def verify(
+    artifact: Artifact, program: QuantizedProgram, batches: Iterable[Batch], check_hashes: bool = True
+) -> Parity:
+    """Runs an artifact on its runtime and compares every value that has a grid with the exact integer reference.
+
+    The tensors inside are read from the very file that is shipped, with its inner tensors made outputs.
+
+    Args:
+        artifact: What `lower` wrote, or a folder loaded with `load_artifact`.
+        program: The program it was lowered from.
+        batches: Inputs only.
+        check_hashes: Whether to check the files against the manifest first.
+
+    Raises:
+        TamperedError: A file does not match its hash.
+        DataError: There is no batch.
+    """
+    if check_hashes:
+        load_artifact(artifact.folder)
+    against = str(artifact.manifest["arithmetics"][0])
+    interpreter = Interpreter(program, ARITHMETICS[against])
+    model = artifact.path.read_bytes()
+    plain, tapped = OnnxSession(model), OnnxSession(model + taps_suffix(program))
+    tally, worst, first, outputs_equal = _Tally(), 0.0, None, True
+    order = {name: i for i, name in enumerate(program.values)}
+    for batch in batches:
+        inputs = program.signature.flatten(batch)
+        outputs, values = interpreter.run_with_taps(inputs)
+        outputs_equal &= tally.add(plain.run(inputs), pytree.tree_leaves(outputs))
+        inside = dict(zip(tapped.outputs, tapped.run(inputs), strict=True))
+        for name, expected in values.items():
+            steps = float((inside[name].to(torch.float32) - expected).abs().max())
+            worst = max(worst, steps)
+            if steps > 0 and (first is None or order[name] < order[first]):
+                first = name
+    if first is None and not outputs_equal:
+        first = str(artifact.manifest["output_ops"][0])
+    identical, agreement = tally.shares()
+    here = arithmetic_here(artifact.runtime) == against
+    return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)
+
+
+def compare_float(
+    artifact: Artifact, model: Callable[[Batch], Any], batches: Iterable[Batch]
+) -> Parity:
+    """Compares a float artifact with the float model it was made from; nothing is owed to the bit there."""
+    tally = _Tally()
+    with torch.no_grad():
+        for batch in batches:
+            found = artifact.session().run(artifact.flat_inputs(batch))
+            tally.add(found, pytree.tree_leaves(model(batch)))
+    identical, agreement = tally.shares()
+    return Parity("simulation", tally.n, identical, 0.0, agreement, None, False)

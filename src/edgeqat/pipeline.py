@@ -1,0 +1,395 @@
+"""The whole pipeline, stage by stage, in one place.
+
+    load -> train float -> export float
+                        -> prepare, calibrate -> convert, lower, verify        (ptq)
+                        -> fine-tune float -> export float                     (float_finetuned)
+                        -> prepare, calibrate, fit -> convert, lower, verify   (qat)
+         -> measure all of them, interleaved -> gate -> report
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeqat.convert import convert
+from edgeqat.data.batches import Batches
+from edgeqat.data.sources import Dataset, Split, load
+from edgeqat.errors import OutputError
+from edgeqat.factory import build_loss, build_mapping, build_model
+from edgeqat.lowering.artifact import Artifact, to_json, write_atomically
+from edgeqat.lowering.lower import lower
+from edgeqat.machine import arithmetic_here, describe_machine
+from edgeqat.measuring.measure import Measurement, estimate, measure
+from edgeqat.measuring.parity import Parity, compare_float, verify
+from edgeqat.metrics import METRICS, paired_difference
+from edgeqat.plan import Plan, plan
+from edgeqat.program import QuantizedProgram
+from edgeqat.qconfig import QConfigMapping
+from edgeqat.recipe import Recipe, load_recipe
+from edgeqat.reporting.monitor import Monitor, Silent
+from edgeqat.reporting.page import render_page
+from edgeqat.reporting.schema import (
+    FLOAT_TWIN,
+    LatencyRow,
+    MetricRow,
+    OpsRow,
+    ParityRow,
+    Report,
+    Row,
+    judge,
+)
+from edgeqat.simulate.build import prepare
+from edgeqat.simulate.model import SimulatedModel
+from edgeqat.train.calibrate import calibrate
+from edgeqat.train.checkpoint import save_weights
+from edgeqat.train.loop import Epoch, fit, predict
+from edgeqat.version import __version__
+
+__all__ = ["plan_recipe", "run"]
+
+EVAL_BATCH = 128
+GOLDEN_N = 16
+
+
+@dataclass(eq=False)
+class Variant:
+    """One of the models a run compares, with all that was made of it."""
+
+    name: str
+    model: nn.Module
+    program: QuantizedProgram
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    measured: dict[str, Measurement] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Run:
+    """What all stages of one run share."""
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    monitor: Monitor
+
+    def batches(self, split: Split, train: bool = False) -> Batches:
+        """A split as normalised batches; training ones are shuffled and augmented."""
+        data, seed = self.recipe.data, 0 if self.recipe.train is None else self.recipe.train.seed
+        augment = tuple(data.augment) if train and data.augment is not None else ()
+        return Batches(
+            split,
+            batch_size=data.batch_size if train else EVAL_BATCH,
+            mean=self.data.mean,
+            std=self.data.std,
+            augment=augment,
+            shuffle=train,
+            seed=seed,
+        )
+
+    def example(self) -> Tensor:
+        """Two samples, as the model takes them."""
+        return next(iter(self.batches(self.data.calibration)))[0][:2]
+
+
+def run(
+    recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None
+) -> Report:
+    """Runs a recipe from data to report; see the head of this file.
+
+    Everything that can be wrong with the input is found before `out_dir` is touched.
+
+    Args:
+        recipe: A recipe, the name of a bundled one, or a YAML file.
+        out_dir: Where everything is written.
+        overwrite: Replace the run that `out_dir` holds.
+        monitor: Told of progress.
+
+    Raises:
+        InputError: The recipe, its data, model or settings, or `out_dir` cannot be used.
+        MissingRuntimeError: A runtime that it exports to is not installed.
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    monitor = Silent() if monitor is None else monitor
+    folder = Path(out_dir)
+    check_free(folder, overwrite)
+    monitor.stage(f"load {recipe.data.source}")
+    work = Run(recipe, folder, load_data(recipe), monitor)
+    model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
+    build_loss(recipe.task.loss)
+    claim(folder, overwrite)
+    write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+
+    variants = _train_and_convert(work, model)
+    _lower_all(work, variants)
+    _verify_all(work, variants)
+    _measure_all(work, variants)
+    report = _report(work, variants)
+    write_atomically(folder / "report.html", render_page(report, str(planned)))
+    write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
+    return report
+
+
+def plan_recipe(recipe: Recipe) -> Plan:
+    """The plan of a recipe's model; its data is not needed, nothing is trained."""
+    model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
+
+
+def load_data(recipe: Recipe) -> Dataset:
+    """The data of a recipe."""
+    data = recipe.data
+    return load(
+        data.source,
+        image_size=data.image_size,
+        mean=data.mean,
+        std=data.std,
+        calibration_n=data.calibration_n,
+    )
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Checks, without touching it, that a run may be written to `folder`.
+
+    Raises:
+        OutputError: It is a file, holds another run (and `overwrite` is off), or holds something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, wanted a directory for the run")
+    entries = {path.name for path in folder.iterdir()}
+    if not entries:
+        return
+    if "recipe.yaml" not in entries:
+        raise OutputError(f"{folder} holds files that are no edgeqat run; choose another directory")
+    if not overwrite:
+        state = "a finished run" if "report.json" in entries else "an unfinished run"
+        raise OutputError(f"{folder} holds {state}; pass --overwrite to replace it, or choose another directory")
+
+
+def claim(folder: Path, overwrite: bool) -> None:
+    """Makes `folder` an empty directory.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    check_free(folder, overwrite)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the directory {folder}: {error.strerror}; choose another place") from error
+
+
+def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
+    """Float, PTQ and, where the recipe trains, the fine-tuned float twin and QAT."""
+    train = work.recipe.train
+    if train is not None and train.float_epochs > 0:
+        work.monitor.stage(f"train the float model, {train.float_epochs} epochs")
+        _fit(work, model, train.float_epochs, train.float_lr)
+    model.eval()
+    variants = [_float_variant(work, "float", model)]
+
+    work.monitor.stage("quantize after training (ptq)")
+    ptq = _prepared(work, model)
+    variants.append(_variant(work, "ptq", ptq))
+    if train is None:
+        return variants
+
+    work.monitor.stage(f"fine-tune the float twin, {train.qat_epochs} epochs")
+    twin = copy.deepcopy(model)
+    _fit(work, twin, train.qat_epochs, train.qat_lr)
+    variants.append(_float_variant(work, "float_finetuned", twin))
+
+    work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
+    qat = _prepared(work, model)
+    _fit(work, qat, train.qat_epochs, train.qat_lr)
+    variants.append(_variant(work, "qat", qat))
+    return variants
+
+
+def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
+    quantize = work.recipe.quantize
+    sim = prepare(model, work.example(), work.recipe.export, build_mapping(quantize), quantize.fusions)
+    return calibrate(sim, work.batches(work.data.calibration).inputs())
+
+
+def _fit(work: Run, model: nn.Module, epochs: int, lr: float) -> None:
+    train = work.recipe.train
+    assert train is not None
+    batches = work.batches(work.data.train, train=True)
+
+    def tell(epoch: Epoch) -> None:
+        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
+        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
+
+    with work.monitor.steps("training", epochs * len(batches)) as advance:
+        fit(
+            model,
+            batches,
+            epochs=epochs,
+            lr=lr,
+            optimizer=train.optimizer,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            loss=build_loss(work.recipe.task.loss),
+            seed=train.seed,
+            validation_batches=work.batches(work.data.validation),
+            metric=work.recipe.task.metric,
+            # What will be shipped is validated; where its arithmetic is not known, the simulation is.
+            exact=arithmetic_here(work.recipe.export[0]),
+            on_step=advance,
+            on_epoch=tell,
+        )
+
+
+def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
+    """A float model as a program of one float island, so that it is lowered and measured like any other."""
+    model = copy.deepcopy(model).eval()
+    island = prepare(model, work.example(), work.recipe.export, QConfigMapping().set_global(None))
+    save_weights(model, work.folder / "checkpoints" / f"{name}.safetensors")
+    return Variant(name, model, convert(island))
+
+
+def _variant(work: Run, name: str, sim: SimulatedModel) -> Variant:
+    sim.eval()
+    save_weights(sim, work.folder / "checkpoints" / f"{name}.safetensors")
+    return Variant(name, sim, convert(sim))
+
+
+def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
+    work.monitor.stage("lower")
+    data = work.data
+    preprocessing = {
+        "input": "RGB in 0..1",
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "layout": "NCHW",
+        "labels": list(data.labels),
+    }
+    golden = next(iter(work.batches(data.calibration)))[0][:GOLDEN_N]
+    for variant in variants:
+        for runtime in work.recipe.export:
+            place = work.folder / "artifacts" / variant.name / runtime
+            variant.artifacts[runtime] = lower(variant.program, runtime, place, golden, preprocessing)
+
+
+def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
+    work.monitor.stage("verify every value on the runtime")
+    for variant in variants:
+        for runtime, artifact in variant.artifacts.items():
+            inputs = work.batches(work.data.test).inputs()
+            if isinstance(variant.model, SimulatedModel):
+                parity = verify(artifact, variant.program, inputs)
+            else:
+                parity = compare_float(artifact, lambda batch, m=variant.model: m(batch), inputs)  # type: ignore[misc]
+            variant.parity[runtime] = parity
+            work.monitor.line(f"{variant.name}: {100 * parity.bit_identical:.2f}% of outputs equal to {parity.against}")
+
+
+def _measure_all(work: Run, variants: list[Variant]) -> None:
+    work.monitor.stage("measure")
+    settings = work.recipe.measure
+    places = [(variant, runtime) for variant in variants for runtime in variant.artifacts]
+    found = measure(
+        [variant.artifacts[runtime] for variant, runtime in places],
+        work.batches(work.data.test),
+        work.recipe.task.metric,
+        settings.threads,
+        settings.batch,
+    )
+    for (variant, runtime), measurement in zip(places, found, strict=True):
+        variant.measured[runtime] = measurement
+        lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
+        write_atomically(work.folder / _samples(variant, runtime), "ms\n" + lines)
+
+
+def _samples(variant: Variant, runtime: str) -> str:
+    return f"latency/{variant.name}-{runtime}.csv"
+
+
+def _report(work: Run, variants: list[Variant]) -> Report:
+    rows: list[Row] = []
+    scores: dict[tuple[str, str], Tensor] = {}
+    metric = METRICS[work.recipe.task.metric]
+    for variant in variants:
+        outputs, targets = predict(lambda x, m=variant.model: m(x), work.batches(work.data.test))  # type: ignore[misc]
+        scores[variant.name, "simulation"] = metric.per_sample(outputs, targets)
+        for runtime, measurement in variant.measured.items():
+            scores[variant.name, runtime] = measurement.per_sample
+    for variant in variants:
+        for runtime in ("simulation", *variant.artifacts):
+            rows.append(_row(work, variant, runtime, scores))
+    recipe, data = work.recipe, work.data
+    gated = "ptq" if recipe.train is None else "qat"
+    return Report(
+        edgeqat=__version__,
+        recipe=recipe.model_dump(),
+        recipe_sha256=recipe.sha256(),
+        machine=describe_machine(recipe.measure.threads).to_dict(),
+        data={
+            "source": data.source,
+            "train_n": len(data.train),
+            "calibration_n": len(data.calibration),
+            "eval_n": len(data.test),
+        },
+        results=rows,
+        gate=judge(rows, recipe.gate, recipe.export, gated),
+    )
+
+
+def _row(work: Run, variant: Variant, runtime: str, scores: dict[tuple[str, str], Tensor]) -> Row:
+    own = scores[variant.name, runtime]
+    metric = estimate(own)
+    twin = FLOAT_TWIN.get(variant.name)
+    drop = None if twin is None else paired_difference(scores[twin, runtime], own)
+    artifact, measured = variant.artifacts.get(runtime), variant.measured.get(runtime)
+    parity = variant.parity.get(runtime)
+    program = variant.program
+    return Row(
+        variant=variant.name,  # type: ignore[arg-type]
+        runtime=runtime,
+        engine=None if artifact is None else str(artifact.manifest["engine"]),
+        arithmetic=None if artifact is None else arithmetic_here(runtime),
+        metric=MetricRow(
+            name=work.recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n
+        ),
+        drop=None if drop is None else drop.value,
+        drop_ci95=None if drop is None else (drop.low, drop.high),
+        file_bytes=None if measured is None else measured.file_bytes,
+        payload_bytes=None if measured is None else measured.payload_bytes,
+        latency_ms=None if measured is None else _latency_row(variant, runtime, measured),
+        parity=None if parity is None else _parity_row(parity),
+        ops=OpsRow(integer=len(program.integer_ops()), float=len(program.float_origins())),
+        artifact=None if artifact is None else str(artifact.path.relative_to(work.folder)),
+        sha256=None if artifact is None else str(artifact.manifest["files"][artifact.path.name]["sha256"]),
+    )
+
+
+def _latency_row(variant: Variant, runtime: str, measured: Measurement) -> LatencyRow:
+    latency = measured.latency
+    return LatencyRow(
+        batch=latency.batch,
+        threads=latency.threads,
+        n=len(latency.samples_ms),
+        p50=latency.percentile(50),
+        p90=latency.percentile(90),
+        p99=latency.percentile(99),
+        samples=_samples(variant, runtime),
+    )
+
+
+def _parity_row(parity: Parity) -> ParityRow:
+    fields: dict[str, Any] = {name: getattr(parity, name) for name in ParityRow.model_fields}
+    return ParityRow(**fields)

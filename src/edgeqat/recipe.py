@@ -1,0 +1,307 @@
+"""Recipes: everything a run depends on, as validated YAML that round-trips exactly."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgeqat.errors import RecipeError
+
+__all__ = ["Recipe", "bundled_recipes", "load_recipe"]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as YAML 1.2 and every user do."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    """Unknown keys are refused, types are strict, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Section):
+    """The float model."""
+
+    factory: str = "edgeqat.zoo:edge_model"
+    args: dict[str, Any] = {"num_classes": 10}
+    weights: str | None = None
+
+
+class DataSection(_Section):
+    """The data, and how a batch is made of it."""
+
+    source: str = "digits"
+    image_size: Positive = 32
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augment: list[str] | None = None
+    batch_size: Positive = 32
+    calibration_n: Positive = 512
+
+
+class TaskSection(_Section):
+    """What is minimised, and what is reported."""
+
+    loss: str = "cross_entropy"
+    metric: str = "top1"
+
+
+class WeightsSection(_Section):
+    """How weights are quantized."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    per_channel: bool = True
+    observer: Literal["minmax"] = "minmax"
+    learned: bool = False
+
+
+class ActivationsSection(_Section):
+    """How activations are quantized."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    observer: Literal["minmax", "moving_average", "histogram"] = "histogram"
+    learned: bool = False
+
+
+class Override(_Section):
+    """Other settings for the modules that one of `module`, `regex` and `type` names."""
+
+    module: str | None = None
+    regex: str | None = None
+    type: str | None = None
+    quantize: bool = True
+    weights: WeightsSection | None = None
+    activations: ActivationsSection | None = None
+
+    @model_validator(mode="after")
+    def _one_selector(self) -> Override:
+        given = [name for name in ("module", "regex", "type") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"found {given or 'no selector'}, wanted exactly one of module, regex, type")
+        return self
+
+
+class QuantizeSection(_Section):
+    """What is quantized, and how."""
+
+    weights: WeightsSection = WeightsSection()
+    activations: ActivationsSection = ActivationsSection()
+    overrides: list[Override] = []
+    batch_norm: Literal["fold", "live", "frozen"] = "fold"
+    fusions: list[list[str]] = []
+
+    @model_validator(mode="after")
+    def _available(self) -> QuantizeSection:
+        if self.batch_norm != "fold":
+            raise ValueError(f"batch_norm: {self.batch_norm} is not available yet; use fold")
+        return self
+
+
+class TrainSection(_Section):
+    """Training; the float twin is fine-tuned with the budget of QAT."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Fraction = 0.9
+    weight_decay: Rate = 0.0005
+    float_epochs: Count = 8
+    float_lr: Rate = 0.05
+    qat_epochs: Count = 4
+    qat_lr: Rate = 0.005
+    seed: Count = 0
+
+
+class MeasureSection(_Section):
+    """How latency is measured."""
+
+    threads: Positive = 1
+    batch: Positive = 1
+
+
+class GateSection(_Section):
+    """Limits that decide about shipping; an absent one is not checked."""
+
+    max_drop: float | None = None
+    min_size_ratio: Rate | None = None
+    min_speedup: Rate | None = None
+    min_agreement: Fraction | None = None
+    runtimes: list[str] | None = None
+
+
+class Recipe(_Section):
+    """A whole recipe; see the recipe reference in the README."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    task: TaskSection = TaskSection()
+    quantize: QuantizeSection = QuantizeSection()
+    train: TrainSection | None = TrainSection()
+    export: Annotated[list[str], Field(min_length=1)] = ["onnxruntime"]
+    measure: MeasureSection = MeasureSection()
+    gate: GateSection = GateSection()
+
+    def to_yaml(self) -> str:
+        """The recipe in full, every default written out; loading it gives this recipe again."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+
+    def sha256(self) -> str:
+        """Hash of its meaning."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def bundled_recipes() -> dict[str, str]:
+    """The recipes that come with edgeqat: name to its one-line description, the first comment of the file."""
+    folder = importlib.resources.files("edgeqat.recipes")
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text(encoding="utf-8").splitlines()[0]
+            found[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
+    return found
+
+
+def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
+    """A bundled recipe by name, or one from a YAML file, changed by `key.path=value` settings.
+
+    Paths in the file are relative to it; those in settings are relative to the working directory.
+
+    Raises:
+        RecipeError: There is no such recipe, it is no YAML, or a key or value does not fit (dotted path named).
+    """
+    text, base = _read(name_or_path)
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506  it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name_or_path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise RecipeError(f"{name_or_path} holds a {type(data).__name__}, wanted a mapping of sections")
+    _resolve_paths(data, base)
+    for setting in settings:
+        _apply(data, setting)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{name_or_path}: {_explain(error)}") from error
+
+
+def _read(name_or_path: str) -> tuple[str, Path]:
+    bundled = bundled_recipes()
+    if name_or_path in bundled:
+        folder = importlib.resources.files("edgeqat.recipes")
+        return (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"), Path.cwd()
+    path = Path(name_or_path)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), path.resolve().parent
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} cannot be read: {error}") from error
+    close = difflib.get_close_matches(name_or_path, bundled, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; bundled: {', '.join(bundled)}"
+    raise RecipeError(f"found no recipe file {name_or_path!r} and no bundled recipe of that name{hint}")
+
+
+def _apply(data: dict[str, Any], setting: str) -> None:
+    """Sets one `key.path=value`; the value is YAML."""
+    path, equals, raw = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"found --set {setting!r}, wanted key.path=value")
+    try:
+        value = yaml.load(raw, _Loader) if raw else ""  # noqa: S506  it is a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {path}: {raw!r} is not a valid YAML value") from error
+    changed: dict[str, Any] = {}
+    inner = changed
+    for key in keys[:-1]:
+        inner[key] = {}
+        inner = inner[key]
+    inner[keys[-1]] = value
+    _resolve_paths(changed, Path.cwd())
+    _merge(data, changed)
+
+
+def _merge(data: dict[str, Any], changed: Mapping[str, Any]) -> None:
+    for key, value in changed.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            _merge(data[key], value)
+        else:
+            data[key] = value
+
+
+def _resolve_paths(data: dict[str, Any], base: Path) -> None:
+    """Makes the paths of a recipe absolute, in place, as far as they are strings at all."""
+    model, source = data.get("model"), data.get("data")
+    if isinstance(model, dict):
+        if isinstance(model.get("weights"), str):
+            model["weights"] = str(_absolute(model["weights"], base))
+        factory = model.get("factory")
+        if isinstance(factory, str):
+            model["factory"] = _absolute_file(factory, base)
+    if isinstance(source, dict) and isinstance(source.get("source"), str):
+        place = Path(source["source"])
+        if place.is_absolute() or "/" in source["source"] or (base / place).exists():
+            source["source"] = str(_absolute(source["source"], base))
+    task = data.get("task")
+    if isinstance(task, dict):
+        for key in ("loss", "metric"):
+            if isinstance(task.get(key), str):
+                task[key] = _absolute_file(task[key], base)
+
+
+def _absolute(path: str, base: Path) -> Path:
+    return (base / Path(path).expanduser()).resolve()
+
+
+def _absolute_file(target: str, base: Path) -> str:
+    """`file.py:callable` with an absolute file; anything else as it is."""
+    file, colon, name = target.rpartition(":")
+    return f"{_absolute(file, base)}:{name}" if colon and file.endswith(".py") else target
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, with its dotted path."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(known)}"
+        return f"unknown key {path}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    found = repr(first["input"])
+    return f"{path}: found {found[:80]}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not models:
+            return []
+        section = models[0]
+    return list(section.model_fields)

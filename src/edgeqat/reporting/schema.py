@@ -1,0 +1,166 @@
+"""report.json: its structure, and the decision it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgeqat.recipe import GateSection
+
+__all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge"]
+
+SCHEMA = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricRow(_Record):
+    """A metric with its 95% interval over n samples."""
+
+    name: str
+    value: float
+    ci95: tuple[float, float]
+    n: int
+
+
+class LatencyRow(_Record):
+    """Percentiles in milliseconds; `samples` is the file of raw timings, relative to the report."""
+
+    batch: int
+    threads: int
+    n: int
+    p50: float
+    p90: float
+    p99: float
+    samples: str
+
+
+class ParityRow(_Record):
+    """Comparison with the reference where an arithmetic is known, else with the simulation."""
+
+    against: str
+    n: int
+    bit_identical: float
+    max_error_steps: float
+    agreement: float
+    first_difference: str | None
+
+
+class OpsRow(_Record):
+    """How many ops run in integers, how many in float."""
+
+    integer: int
+    float: int
+
+
+class Row(_Record):
+    """One variant on one runtime."""
+
+    variant: Literal["float", "float_finetuned", "ptq", "qat"]
+    runtime: str
+    engine: str | None
+    arithmetic: str | None
+    metric: MetricRow
+    drop: float | None
+    drop_ci95: tuple[float, float] | None
+    file_bytes: int | None
+    payload_bytes: int | None
+    latency_ms: LatencyRow | None
+    parity: ParityRow | None
+    ops: OpsRow | None
+    artifact: str | None
+    sha256: str | None
+
+
+class Check(_Record):
+    """One limit of the gate, against one row."""
+
+    name: str
+    variant: str
+    runtime: str
+    limit: float
+    value: float
+    passed: bool
+
+
+class Gate(_Record):
+    """Whether the run may ship: every check passed."""
+
+    passed: bool
+    checks: list[Check]
+
+
+class Report(_Record):
+    """Everything a run found; see `Files` in docs/design.md."""
+
+    schema_version: int = SCHEMA
+    edgeqat: str
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    results: list[Row]
+    gate: Gate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As written to report.json."""
+        data = self.model_dump(mode="json")
+        # pydantic reserves the name `schema` on its models.
+        return {"schema": data.pop("schema_version"), **data}
+
+    def row(self, variant: str, runtime: str) -> Row | None:
+        """The row of a variant on a runtime."""
+        return next((r for r in self.results if (r.variant, r.runtime) == (variant, runtime)), None)
+
+
+FLOAT_TWIN = {"ptq": "float", "qat": "float_finetuned"}
+"""Which float row a quantized one is compared with: the one that had the same training."""
+
+
+def judge(rows: Sequence[Row], gate: GateSection, exported: Sequence[str], variant: str) -> Gate:
+    """Checks the rows of `variant` on each gated runtime against the limits that the gate sets."""
+    checks: list[Check] = []
+    for runtime in exported if gate.runtimes is None else gate.runtimes:
+        row = next(r for r in rows if (r.variant, r.runtime) == (variant, runtime))
+        twin = next(r for r in rows if (r.variant, r.runtime) == (FLOAT_TWIN[variant], runtime))
+        checks += _checks(row, twin, gate)
+    return Gate(passed=all(check.passed for check in checks), checks=checks)
+
+
+def _checks(row: Row, twin: Row, gate: GateSection) -> list[Check]:
+    found: list[tuple[str, float | None, float | None, bool]] = [
+        ("max_drop", gate.max_drop, row.drop, False),
+        ("min_size_ratio", gate.min_size_ratio, size_ratio(row, twin), True),
+        ("min_speedup", gate.min_speedup, speedup(row, twin), True),
+        ("min_agreement", gate.min_agreement, None if row.parity is None else row.parity.agreement, True),
+    ]
+    return [
+        Check(
+            name=name,
+            variant=row.variant,
+            runtime=row.runtime,
+            limit=limit,
+            value=value,
+            passed=value >= limit if at_least else value <= limit,
+        )
+        for name, limit, value, at_least in found
+        if limit is not None and value is not None
+    ]
+
+
+def size_ratio(row: Row, twin: Row) -> float | None:
+    """Size of the float file over that of the quantized one."""
+    if row.file_bytes is None or twin.file_bytes is None:
+        return None
+    return twin.file_bytes / row.file_bytes
+
+
+def speedup(row: Row, twin: Row) -> float | None:
+    """Median latency of the float artifact on the same runtime over that of the quantized one."""
+    if row.latency_ms is None or twin.latency_ms is None:
+        return None
+    return twin.latency_ms.p50 / row.latency_ms.p50

@@ -1,0 +1,71 @@
+"""The final table: what a person reads at a glance before deciding to ship."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeqat.reporting.schema import FLOAT_TWIN, Report, Row, size_ratio, speedup
+
+__all__ = ["best_artifact", "print_summary", "table_rows"]
+
+COLUMNS = ("variant", "runtime", "metric", "drop", "size", "latency", "parity")
+
+
+def table_rows(report: Report) -> list[tuple[str, ...]]:
+    """The table's cells, a row a result; plain text, for the terminal and for the page."""
+    return [_cells(report, row) for row in report.results]
+
+
+def _cells(report: Report, row: Row) -> tuple[str, ...]:
+    twin = report.row(FLOAT_TWIN.get(row.variant, ""), row.runtime)
+    low, high = row.metric.ci95
+    metric = f"{100 * row.metric.value:.2f}% ({100 * low:.1f}-{100 * high:.1f})"
+    drop = ""
+    if row.drop is not None and row.drop_ci95 is not None:
+        drop = f"{100 * row.drop:+.2f} ({100 * row.drop_ci95[0]:+.2f} to {100 * row.drop_ci95[1]:+.2f})"
+    size = latency = parity = ""
+    if row.file_bytes is not None:
+        ratio = None if twin is None else size_ratio(row, twin)
+        size = f"{row.file_bytes / 1000:.1f} kB" + (f" ({ratio:.2f}x smaller)" if ratio is not None else "")
+    if row.latency_ms is not None:
+        ratio = None if twin is None else speedup(row, twin)
+        latency = f"{row.latency_ms.p50:.3f} ms" + (f" ({ratio:.2f}x faster)" if ratio is not None else "")
+    if row.parity is not None and row.parity.against.startswith("reference"):
+        parity = f"{100 * row.parity.bit_identical:.2f}% of bits, {100 * row.parity.agreement:.2f}% agree"
+    elif row.parity is not None:
+        parity = f"{100 * row.parity.agreement:.2f}% agree"
+    return (row.variant, row.runtime, metric, drop, size, latency, parity)
+
+
+def best_artifact(report: Report) -> Row | None:
+    """The fastest quantized artifact that passes every check of the gate; None if none does."""
+    failed = {(c.variant, c.runtime) for c in report.gate.checks if not c.passed}
+    gated = {(c.variant, c.runtime) for c in report.gate.checks}
+    timed = [r for r in report.results if r.latency_ms is not None and r.variant in FLOAT_TWIN]
+    # Without any limit every quantized artifact may ship; with limits, only those they were checked on.
+    passing = [r for r in timed if (not gated or (r.variant, r.runtime) in gated)]
+    passing = [r for r in passing if (r.variant, r.runtime) not in failed]
+    return min(passing, key=lambda r: (r.latency_ms.p50 if r.latency_ms else 0.0), default=None)
+
+
+def print_summary(report: Report, console: Console) -> None:
+    """Prints the table, the gate check by check, and which artifact to ship."""
+    table = Table(title=None, header_style="bold")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for cells in table_rows(report):
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    for check in report.gate.checks:
+        sign = "<=" if check.name.startswith("max") else ">="
+        verdict = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+        console.print(
+            f"{verdict}  {check.name} {check.value:.4g} {sign} {check.limit:.4g}  ({check.variant}, {check.runtime})"
+        )
+    best = best_artifact(report)
+    if report.gate.passed and best is not None:
+        console.print(f"[bold green]ship[/bold green]  {best.artifact}", soft_wrap=True)
+    else:
+        console.print("[bold red]do not ship[/bold red]  the gate failed")
