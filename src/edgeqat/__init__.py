@@ -1,13 +1,13 @@
 """edgeqat: quantization-aware training for edge devices, proved on the target runtime to the integer.
 
-    import edgeqat as eq
+import edgeqat as eq
 
-    sim = eq.prepare(model, example_inputs, target="onnxruntime")
-    eq.calibrate(sim, batches)
-    eq.fit(sim, train_batches, epochs=4, lr=0.005)
-    program = eq.convert(sim)
-    artifact = eq.lower(program, "onnxruntime", "out")
-    parity = eq.verify(artifact, program, batches)
+sim = eq.prepare(model, example_inputs, target="onnxruntime")
+eq.calibrate(sim, batches)
+eq.fit(sim, train_batches, epochs=4, lr=0.005)
+program = eq.convert(sim)
+artifact = eq.lower(program, "onnxruntime", "out")
+parity = eq.verify(artifact, program, batches)
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from edgeqat.version import __version__
 
 if TYPE_CHECKING:
-    from edgeqat.convert import convert
     from edgeqat.errors import EdgeqatError
     from edgeqat.interpreter.run import reference
     from edgeqat.lowering.artifact import Artifact, load_artifact
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
     from edgeqat.measuring.measure import Measurement, measure
     from edgeqat.measuring.parity import Parity, verify
     from edgeqat.pipeline import run
-    from edgeqat.plan import Plan, plan
+    from edgeqat.planning import Plan, plan
     from edgeqat.program import QuantizedProgram
     from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
     from edgeqat.simulate.build import prepare
+    from edgeqat.simulate.freeze import convert
     from edgeqat.simulate.model import SimulatedModel
-    from edgeqat.targets import targets
+    from edgeqat.target_rules import targets
     from edgeqat.train.calibrate import calibrate
     from edgeqat.train.loop import History, fit
 
@@ -66,14 +66,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "plan": "plan",
-    "Plan": "plan",
+    "plan": "planning",
+    "Plan": "planning",
     "prepare": "simulate.build",
     "SimulatedModel": "simulate.model",
     "calibrate": "train.calibrate",
     "fit": "train.loop",
     "History": "train.loop",
-    "convert": "convert",
+    "convert": "simulate.freeze",
     "reference": "interpreter.run",
     "lower": "lowering.lower",
     "Artifact": "lowering.artifact",
@@ -89,12 +89,13 @@ _HOMES = {
     "QConfigMapping": "qconfig",
     "WeightConfig": "qconfig",
     "QuantizedProgram": "program",
-    "targets": "targets",
+    "targets": "target_rules",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when first used: `edgeqat --help` needs no torch.
+    # Names are imported when first used: `edgeqat --help` needs no torch. For this to work no module may have the
+    # name of a public function: importing the module would put it in the function's place.
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeqat' has no attribute {name!r}")
     return getattr(importlib.import_module(f"edgeqat.{_HOMES[name]}"), name)

@@ -39,9 +39,7 @@ def broadcast(parameter: Tensor, axis: int | None, ndim: int) -> Tensor:
     return parameter.reshape(shape)
 
 
-def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
-) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None) -> Tensor:
     """Integers of `x` on a grid, as a float32 tensor of the same shape.
 
     round(clamp(x / scale, qmin - zero_point, qmax - zero_point)) + zero_point: the bounds are integers, so

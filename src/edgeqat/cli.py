@@ -32,7 +32,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file or the name of a bundled recipe.")] = "digits-edge",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Output directory; runs/<recipe> if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Output directory; runs/<recipe> if not given.")
+    ] = None,
     settings: SetOption = [],  # noqa: B006  typer copies it
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
 ) -> None:
@@ -100,7 +102,16 @@ def _print_plan(planned: Any) -> None:
         table.add_column(column, overflow="fold")
     rows = planned.rows()
     for row in rows:
-        cells = (row.op, row.kind, row.runs, row.grid_in, row.grid_weight, row.grid_out, row.fused, row.reason)
+        cells = (
+            row.op,
+            row.kind,
+            row.runs,
+            row.grid_in,
+            row.grid_weight,
+            row.grid_out,
+            row.fused,
+            row.reason,
+        )
         table.add_row(*(Text(cell) for cell in cells))
     # A plan is read whole, so a pipe gets full lines too.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

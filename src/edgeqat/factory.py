@@ -92,9 +92,7 @@ def build_loss(name: str) -> Loss:
 
 def build_mapping(section: QuantizeSection) -> QConfigMapping:
     """The QConfigMapping of a recipe's quantize section."""
-    base = QConfig(
-        ActivationConfig(**section.activations.model_dump()), WeightConfig(**section.weights.model_dump())
-    )
+    base = QConfig(ActivationConfig(**section.activations.model_dump()), WeightConfig(**section.weights.model_dump()))
     mapping = QConfigMapping().set_global(base)
     for override in section.overrides:
         qconfig = _override(override, base)

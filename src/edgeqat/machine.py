@@ -71,4 +71,3 @@ def installed_runtimes() -> dict[str, str | None]:
         present = all(importlib.util.find_spec(package) is not None for package in packages)
         found[runtime] = importlib.metadata.version(packages[0]) if present else None
     return found
-

@@ -72,9 +72,7 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     predicted = _predict("outputs", outputs)
     if targets.shape != predicted.shape or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise DataError(
-            f"targets are {_describe(targets)}, wanted integers [{len(predicted)}], one per output"
-        )
+        raise DataError(f"targets are {_describe(targets)}, wanted integers [{len(predicted)}], one per output")
     classes = outputs.shape[1]
     if len(targets) > 0 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         raise DataError(
@@ -112,9 +110,7 @@ def proportion_interval(successes: int, n: int) -> Estimate:
     (1.0, 0.7225, 1.0)
     """
     if n < 1 or not 0 <= successes <= n:
-        raise DataError(
-            f"{successes} successes in {n} samples, wanted at least 1 sample and 0 to n successes"
-        )
+        raise DataError(f"{successes} successes in {n} samples, wanted at least 1 sample and 0 to n successes")
     share = successes / n
     shrink = 1 + Z_95**2 / n
     centre = (share + Z_95**2 / (2 * n)) / shrink
@@ -143,9 +139,7 @@ def paired_difference(a: Tensor, b: Tensor) -> Estimate:
         DataError: other shapes, no samples, or figures outside 0..1.
     """
     if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise DataError(
-            f"paired figures are {_describe(a)} and {_describe(b)}, wanted [N] for the same samples"
-        )
+        raise DataError(f"paired figures are {_describe(a)} and {_describe(b)}, wanted [N] for the same samples")
     first, second = a.double(), b.double()
     both = torch.stack([first, second])
     # Written so that NaN, which compares false, is refused too.

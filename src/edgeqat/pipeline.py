@@ -1,10 +1,10 @@
 """The whole pipeline, stage by stage, in one place.
 
-    load -> train float -> export float
-                        -> prepare, calibrate -> convert, lower, verify        (ptq)
-                        -> fine-tune float -> export float                     (float_finetuned)
-                        -> prepare, calibrate, fit -> convert, lower, verify   (qat)
-         -> measure all of them, interleaved -> gate -> report
+load -> train float -> export float
+                    -> prepare, calibrate -> convert, lower, verify        (ptq)
+                    -> fine-tune float -> export float                     (float_finetuned)
+                    -> prepare, calibrate, fit -> convert, lower, verify   (qat)
+     -> measure all of them, interleaved -> gate -> report
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeqat.convert import convert
 from edgeqat.data.batches import Batches
 from edgeqat.data.sources import Dataset, Split, load
 from edgeqat.errors import OutputError
@@ -30,7 +29,7 @@ from edgeqat.machine import arithmetic_here, describe_machine
 from edgeqat.measuring.measure import Measurement, estimate, measure
 from edgeqat.measuring.parity import Parity, compare_float, verify
 from edgeqat.metrics import METRICS, paired_difference
-from edgeqat.plan import Plan, plan
+from edgeqat.planning import Plan, plan
 from edgeqat.program import QuantizedProgram
 from edgeqat.qconfig import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
@@ -47,6 +46,7 @@ from edgeqat.reporting.schema import (
     judge,
 )
 from edgeqat.simulate.build import prepare
+from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
@@ -99,9 +99,7 @@ class Run:
         return next(iter(self.batches(self.data.calibration)))[0][:2]
 
 
-def run(
-    recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None
-) -> Report:
+def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None) -> Report:
     """Runs a recipe from data to report; see the head of this file.
 
     Everything that can be wrong with the input is found before `out_dir` is touched.
@@ -295,7 +293,9 @@ def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
             else:
                 parity = compare_float(artifact, lambda batch, m=variant.model: m(batch), inputs)  # type: ignore[misc]
             variant.parity[runtime] = parity
-            work.monitor.line(f"{variant.name}: {100 * parity.bit_identical:.2f}% of outputs equal to {parity.against}")
+            work.monitor.line(
+                f"{variant.name}: {100 * parity.bit_identical:.2f}% of outputs equal to {parity.against}"
+            )
 
 
 def _measure_all(work: Run, variants: list[Variant]) -> None:
@@ -362,9 +362,7 @@ def _row(work: Run, variant: Variant, runtime: str, scores: dict[tuple[str, str]
         runtime=runtime,
         engine=None if artifact is None else str(artifact.manifest["engine"]),
         arithmetic=None if artifact is None else arithmetic_here(runtime),
-        metric=MetricRow(
-            name=work.recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n
-        ),
+        metric=MetricRow(name=work.recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n),
         drop=None if drop is None else drop.value,
         drop_ci95=None if drop is None else (drop.low, drop.high),
         file_bytes=None if measured is None else measured.file_bytes,

@@ -444,6 +444,6 @@ def _canonical_code(body: GraphModule) -> list[Any]:
     rows: list[Any] = []
     for node in body.graph.nodes:
         target = node.target if isinstance(node.target, str) else str(node.target)
-        args = torch.fx.map_arg((node.args, node.kwargs), lambda n: f"%{order[n]}")  # type: ignore[arg-type,return-value]
+        args = torch.fx.map_arg((node.args, node.kwargs), lambda n: f"%{order[n]}")
         rows.append([node.op, "" if node.op == "placeholder" else target, repr(args)])
     return rows

@@ -244,4 +244,9 @@ def _read_factory(factory: Any) -> tuple[str, int, int, Any]:
     name = TORCH_OBSERVERS.get(getattr(observer, "__name__", ""))
     if name is None or "quant_min" not in settings or "quant_max" not in settings:
         raise PlanError(f"found the factory {factory!r}, wanted a torch.ao observer with quant_min and quant_max")
-    return name, settings["quant_min"], settings["quant_max"], settings.get("qscheme", torch.per_tensor_affine)
+    return (
+        name,
+        settings["quant_min"],
+        settings["quant_max"],
+        settings.get("qscheme", torch.per_tensor_affine),
+    )

@@ -28,9 +28,7 @@ def offsets(original: Tensor, cropped: Tensor) -> list[tuple[int, int]]:
     """The one shift in -1..1 squared (images of side 8 to 15) that explains each cropped image."""
     found = []
     for before, after in zip(original, cropped, strict=True):
-        fits = [
-            (dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if torch.equal(shifted(before, dy, dx), after)
-        ]
+        fits = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if torch.equal(shifted(before, dy, dx), after)]
         assert len(fits) == 1
         found.append(fits[0])
     return found

@@ -74,18 +74,14 @@ def test_shuffling_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
             assert torch.equal(inputs, normalise(split.images[targets], MEAN, STD))
             assert sorted(targets.tolist()) == list(range(50))
             orders.add(tuple(targets.tolist()))
-    assert len(orders) == 9, (
-        "(seed, epoch) pairs must not share an order: seed 0's epoch 1 is not seed 1's epoch 0"
-    )
+    assert len(orders) == 9, "(seed, epoch) pairs must not share an order: seed 0's epoch 1 is not seed 1's epoch 0"
 
 
 def test_resumed_run_sees_the_same_data() -> None:
     split = make_split(20)
 
     def make() -> Batches:
-        return Batches(
-            split, batch_size=8, mean=MEAN, std=STD, augment=("crop", "flip"), shuffle=True, seed=3
-        )
+        return Batches(split, batch_size=8, mean=MEAN, std=STD, augment=("crop", "flip"), shuffle=True, seed=3)
 
     uninterrupted = make()
     for number in range(2):

@@ -194,13 +194,9 @@ def test_plain_bytes_are_read_too(tmp_path: Path) -> None:
 
 def test_cifar10_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def table(n: int, seed: int) -> datasets.Dataset:
-        features = datasets.Features(
-            {"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-        )
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
         images = [{"bytes": encode(x), "path": None} for x in noise(n, seed)]
-        return datasets.Dataset.from_dict(
-            {"img": images, "label": [i % 2 for i in range(n)]}, features=features
-        )
+        return datasets.Dataset.from_dict({"img": images, "label": [i % 2 for i in range(n)]}, features=features)
 
     asked: list[str] = []
 
@@ -231,9 +227,7 @@ def test_unreachable_hub_points_to_a_folder(monkeypatch: pytest.MonkeyPatch, err
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        DataError, match=r"uoft-cs/cifar10 cannot be read .*set data.source to a local folder"
-    ) as e:
+    with pytest.raises(DataError, match=r"uoft-cs/cifar10 cannot be read .*set data.source to a local folder") as e:
         load("cifar10", image_size=32, mean=None, std=None, calibration_n=512)
     assert "\n" not in str(e.value)
 

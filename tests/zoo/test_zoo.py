@@ -65,8 +65,7 @@ def test_resnet20_has_the_published_names_and_size() -> None:
         norm = conv.replace("conv", "bn")
         expected |= {f"{conv}.weight"}
         expected |= {
-            f"{norm}.{leaf}"
-            for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            f"{norm}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         }
     model = zoo.resnet20()
     assert set(model.state_dict()) == expected

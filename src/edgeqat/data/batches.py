@@ -31,9 +31,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     channels = images.shape[1]
     if len(mean) != channels or len(std) != channels:
-        raise DataError(
-            f"{len(mean)} means and {len(std)} stds for images of {channels} channels, wanted one each"
-        )
+        raise DataError(f"{len(mean)} means and {len(std)} stds for images of {channels} channels, wanted one each")
     if min(std) <= 0:
         raise DataError(f"std is {list(std)}, wanted figures above 0")
     mean_C11 = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
@@ -79,9 +77,7 @@ class Batches:
         if seed < 0:
             raise DataError(f"seed is {seed}, wanted at least 0")
         if len(split) == 0 or (drop_last and len(split) < batch_size):
-            raise DataError(
-                f"{len(split)} samples make no batch of {batch_size}; lower batch_size or add samples"
-            )
+            raise DataError(f"{len(split)} samples make no batch of {batch_size}; lower batch_size or add samples")
         normalise(split.images[:1], mean, std)  # so that a mean or std that does not fit is refused now
         self._split = split
         self._batch_size = batch_size

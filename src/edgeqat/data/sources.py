@@ -259,9 +259,7 @@ def _count_rows(file: Path) -> int:
     try:
         return int(pyarrow.parquet.read_metadata(file).num_rows)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(
-            f"{file} is not readable as Parquet ({_first_line(error)}); fetch it again"
-        ) from error
+        raise DataError(f"{file} is not readable as Parquet ({_first_line(error)}); fetch it again") from error
 
 
 def _decode_table(what: str, table: Any, rows: int, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
@@ -340,9 +338,7 @@ def _carve(source: str, training: Split, calibration_n: int) -> tuple[Split, Spl
     calibration = training.take(order[validation_n : validation_n + calibration_n])
     train = training.take(order[validation_n + calibration_n :])
     if train.labels.min() == train.labels.max():
-        raise DataError(
-            f"{source}: the {len(train)} images left to train on have one class; lower calibration_n"
-        )
+        raise DataError(f"{source}: the {len(train)} images left to train on have one class; lower calibration_n")
     return train, calibration, validation
 
 

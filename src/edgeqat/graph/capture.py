@@ -197,7 +197,10 @@ def _last_user_frame(error: BaseException) -> str | None:
 def _adopt_state(root: nn.Module, module: nn.Module) -> None:
     """Puts the exported parameters and buffers under `root`, at their original dotted names."""
     seen: dict[int, Any] = {}
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
     for name, tensor in tensors:
         owner, leaf = owner_of(root, name)
         tensor = seen.setdefault(id(tensor), tensor)
@@ -245,7 +248,7 @@ def _slices_nothing(node: fx.Node) -> bool:
     if node.target is not aten.slice.Tensor:
         return False
     _, _, start, stop, *step = node.args
-    return not start and (stop is None or stop == 2**63 - 1) and step in ([], [1])
+    return start in (None, 0) and stop in (None, 2**63 - 1) and step in ([], [1])
 
 
 def _mutates(target: Any) -> bool:
@@ -261,10 +264,10 @@ def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> N
     for node in list(graph.nodes):
         if node.target not in BATCH_NORMS:
             continue
-        x, weight, bias, mean, var, training, momentum, eps, _ = node.args
+        x, running_mean = node.args[0], node.args[3]
         path = _module_path(node)
         found = model.get_submodule(path) if path else None
-        if isinstance(found, nn.modules.batchnorm._BatchNorm) and mean is not None:
+        if isinstance(found, nn.modules.batchnorm._BatchNorm) and running_mean is not None:
             owner, leaf = owner_of(root, path)
             own: nn.Module = copy.deepcopy(found)
             state = owner._modules.get(leaf)
@@ -309,7 +312,7 @@ def _take_name(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
 def _flatten_output(graph: fx.Graph, exported: torch.export.ExportedProgram) -> pytree.TreeSpec:
     """Makes the graph return a flat tuple of tensors, and its inputs flat placeholders."""
     output = next(node for node in graph.nodes if node.op == "output")
-    spec = exported.call_spec.out_spec
+    spec: pytree.TreeSpec | None = exported.call_spec.out_spec
     leaves = pytree.tree_leaves(output.args[0])
     if len(leaves) == 1 and leaves[0].op == "call_function" and "tree_unflatten" in str(leaves[0].target):
         wrapper = leaves[0]

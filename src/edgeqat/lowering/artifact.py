@@ -115,7 +115,9 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place or free space") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; choose another place or free space"
+        ) from error
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
 from edgeqat.machine import describe_machine
 from edgeqat.program import Batch, Kind, Op, QuantizedProgram
-from edgeqat.targets import resolve_targets
+from edgeqat.target_rules import resolve_targets
 from edgeqat.version import __version__
 
 __all__ = ["lower"]

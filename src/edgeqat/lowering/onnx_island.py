@@ -73,7 +73,9 @@ def _export(program: QuantizedProgram, op: Op, body: GraphModule, opset: int) ->
         except Exception as error:
             # Whatever the exporter stumbles over, the user needs to know which ops, not where in torch.
             ops = ", ".join(sorted({o.aten for o in op.origins}))
-            raise EdgeqatError(f"torch.onnx cannot export the float ops {ops}: {str(error).splitlines()[0]}") from error
+            raise EdgeqatError(
+                f"torch.onnx cannot export the float ops {ops}: {str(error).splitlines()[0]}"
+            ) from error
         finally:
             logging.disable(logging.NOTSET)
     assert written is not None

@@ -75,7 +75,9 @@ def taps_suffix(program: QuantizedProgram) -> bytes:
 def payload_bytes(model: onnx.ModelProto) -> int:
     """Bytes of weights and biases alone: initializers that are neither scale nor zero point nor a shape."""
     onnx = _onnx()
-    parameters = {i for node in model.graph.node for i in node.input[1:3] if node.op_type in ("Conv", "Gemm", "MatMul")}
+    parameters = {
+        i for node in model.graph.node for i in node.input[1:3] if node.op_type in ("Conv", "Gemm", "MatMul")
+    }
     through = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     wanted = {through.get(name, name) for name in parameters}
     return sum(onnx.numpy_helper.to_array(t).nbytes for t in model.graph.initializer if t.name in wanted)
@@ -257,7 +259,10 @@ class _Speller:
         grid = self.program.grid_of(name)
         if id(grid) not in self.grids:
             scale, zero_point = grid.filled()
-            self.grids[id(grid)] = (self._constant(_scalar(scale)), self._constant(_storage(grid, zero_point)))
+            self.grids[id(grid)] = (
+                self._constant(_scalar(scale)),
+                self._constant(_storage(grid, zero_point)),
+            )
         return self.grids[id(grid)]
 
     # Primitives.

@@ -41,9 +41,7 @@ class Latency:
         return float(np.percentile(self.samples_ms, q))
 
 
-def measure_latency(
-    artifacts: Mapping[str, Artifact], inputs: Sequence[Tensor], threads: int
-) -> dict[str, Latency]:
+def measure_latency(artifacts: Mapping[str, Artifact], inputs: Sequence[Tensor], threads: int) -> dict[str, Latency]:
     """Times each artifact on the same flat inputs, call by call in turn.
 
     Args:

@@ -111,9 +111,7 @@ def verify(
     return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)
 
 
-def compare_float(
-    artifact: Artifact, model: Callable[[Batch], Any], batches: Iterable[Batch]
-) -> Parity:
+def compare_float(artifact: Artifact, model: Callable[[Batch], Any], batches: Iterable[Batch]) -> Parity:
     """Compares a float artifact with the float model it was made from; nothing is owed to the bit there."""
     tally = _Tally()
     with torch.no_grad():

@@ -67,7 +67,12 @@ class ConsoleMonitor:
         if not sys.stderr.isatty():
             yield lambda: None
             return
-        columns = (TextColumn("          {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("          {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(text, total=total)
             yield lambda: progress.advance(task)

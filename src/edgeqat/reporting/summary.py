@@ -47,7 +47,7 @@ def best_artifact(report: Report) -> Row | None:
     # Without any limit every quantized artifact may ship; with limits, only those they were checked on.
     passing = [r for r in timed if (not gated or (r.variant, r.runtime) in gated)]
     passing = [r for r in passing if (r.variant, r.runtime) not in failed]
-    return min(passing, key=lambda r: (r.latency_ms.p50 if r.latency_ms else 0.0), default=None)
+    return min(passing, key=lambda r: r.latency_ms.p50 if r.latency_ms else 0.0, default=None)
 
 
 def print_summary(report: Report, console: Console) -> None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
-from edgeqat.plan import Plan, plan_graph
+from edgeqat.planning import Plan, plan_graph
 from edgeqat.program import PASSTHROUGH, Batch, Kind, Op
 from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, WeightQuantizer
 from edgeqat.simulate.model import SimulatedModel, key_of

@@ -1,6 +1,6 @@
-"""Freezing: a simulation's grids, weights and biases become the integers of a QuantizedProgram.
+"""Freezing, or convert: a simulation's grids, weights and biases become the integers of a QuantizedProgram.
 
-`convert` and exact mode share this one function, so that what is evaluated is what is shipped.
+Exact mode runs what this one function returns, so that what is evaluated is what is shipped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from edgeqat.program import Const, Grid, Op, QuantizedProgram
 if TYPE_CHECKING:
     from edgeqat.simulate.model import SimulatedModel
 
-__all__ = ["freeze"]
+__all__ = ["convert"]
 
 
-def freeze(sim: SimulatedModel) -> QuantizedProgram:
-    """The quantized program of a calibrated simulation, on the CPU, detached from it.
+def convert(sim: SimulatedModel) -> QuantizedProgram:
+    """The quantized program of a calibrated simulation, on the CPU; the simulation is left as it was.
 
     Raises:
         PhaseError: A grid is missing: the simulation was not calibrated.
@@ -36,7 +36,9 @@ def freeze(sim: SimulatedModel) -> QuantizedProgram:
             raise PhaseError(f"{name} has no grid yet; call edgeqat.calibrate(sim, batches) before convert")
         empty = plan.grid_of(name)
         grids[id(empty)] = replace(
-            empty, scale=quantizer.scale.detach().cpu().clone(), zero_point=quantizer.zero_point.detach().cpu().clone()
+            empty,
+            scale=quantizer.scale.detach().cpu().clone(),
+            zero_point=quantizer.zero_point.detach().cpu().clone(),
         )
     values = {
         name: value if value.grid is None else replace(value, grid=grids[id(value.grid)])

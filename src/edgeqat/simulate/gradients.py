@@ -56,9 +56,7 @@ class _QuantizeActivation(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:
         (x,) = ctx.saved_tensors
         # One fused pass over the gradient: it is hardtanh's, 1 strictly between the bounds.
-        grad = torch.ops.aten.hardtanh_backward(
-            grad_outputs[0], x, ctx.bounds.pass_above, ctx.bounds.pass_below
-        )
+        grad = torch.ops.aten.hardtanh_backward(grad_outputs[0], x, ctx.bounds.pass_above, ctx.bounds.pass_below)
         return grad, None
 
 

@@ -13,7 +13,7 @@ from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.fuse import FusedGraph
 from edgeqat.interpreter.arithmetic import resolve_arithmetic
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.plan import Plan
+from edgeqat.planning import Plan
 from edgeqat.program import Kind, call_of
 from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, WeightQuantizer
 
@@ -91,8 +91,7 @@ class SimulatedModel(nn.Module):
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """By the name of the first value on their grid."""
-        found = {q.name: q for q in self.quantizers.values() if isinstance(q, ActivationQuantizer)}
-        return found
+        return {q.name: q for q in self.quantizers.values() if isinstance(q, ActivationQuantizer)}
 
     def weight_quantizers(self) -> dict[str, WeightQuantizer]:
         """By the name of the parameter."""
@@ -139,9 +138,9 @@ class SimulatedModel(nn.Module):
         Raises:
             PhaseError: The simulation is not calibrated.
         """
-        from edgeqat.simulate.freeze import freeze
+        from edgeqat.simulate.freeze import convert
 
-        interpreter = Interpreter(freeze(self), resolve_arithmetic(arithmetic))
+        interpreter = Interpreter(convert(self), resolve_arithmetic(arithmetic))
         previous, self._exact = self._exact, interpreter
         try:
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -152,11 +151,11 @@ class SimulatedModel(nn.Module):
     def __repr__(self) -> str:
         """The plan with the grids found so far."""
         lines = [f"SimulatedModel, phase {self.phase}"]
-        for row, op in ((row, op) for op in self.plan.program.ops for row in [op] if op.kind is not Kind.FLOAT):
-            value = self.plan.program.values[row.name]
-            grid = "float" if value.grid is None else self.quantizer_of(row.name).extra_repr()
+        for op in (op for op in self.plan.program.ops if op.kind is not Kind.FLOAT):
+            value = self.plan.program.values[op.name]
+            grid = "float" if value.grid is None else self.quantizer_of(op.name).extra_repr()
             fused = " + ".join(o.describe() for o in op.origins)
-            lines.append(f"  ({row.name}): {op.kind.value} [{fused}] -> {grid}")
+            lines.append(f"  ({op.name}): {op.kind.value} [{fused}] -> {grid}")
         for origin in self.plan.program.float_origins():
             lines.append(f"  ({origin.describe()}): float, {origin.reason}")
         return "\n".join(lines)

@@ -136,9 +136,7 @@ def fit(
     return History(tuple(history))
 
 
-def predict(
-    run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]]
-) -> tuple[Tensor, Tensor]:
+def predict(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]]) -> tuple[Tensor, Tensor]:
     """(outputs, targets) over all batches, without gradients; `run` maps a batch of inputs to one tensor."""
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
@@ -168,9 +166,7 @@ def _set_lr(optim: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def _optimizer(
-    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -183,9 +179,7 @@ def _optimizer(
     raise InputError(f"found the optimizer {name!r}, wanted one of {', '.join(OPTIMIZERS)}")
 
 
-def _step(
-    model: nn.Module, optim: torch.optim.Optimizer, criterion: Loss, inputs: Batch, targets: Any
-) -> float:
+def _step(model: nn.Module, optim: torch.optim.Optimizer, criterion: Loss, inputs: Batch, targets: Any) -> float:
     args, kwargs = call_of(inputs)
     optim.zero_grad(set_to_none=True)
     value = criterion(model(*args, **kwargs), targets)
@@ -194,9 +188,7 @@ def _step(
     return float(value.detach())
 
 
-def _validate(
-    model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: str, exact: str | None
-) -> float:
+def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: str, exact: str | None) -> float:
     context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if isinstance(model, SimulatedModel) and exact is not None and model.phase == "quantized":
         context = model.exact(exact)

@@ -36,7 +36,7 @@ from edgeqat.program import (
     hash_plan,
 )
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
-from edgeqat.targets import Target, resolve_targets
+from edgeqat.target_rules import Target, resolve_targets
 
 __all__ = ["Plan", "PlanRow", "plan", "plan_graph"]
 
@@ -239,9 +239,7 @@ class _Planner:
             self.ops.append(Op(Kind.VIEW, (pooled,), (region.name,), view, origins=region.origins))
             return
         self._value(region.name, shape, grid, why, None if form.kind in PASSTHROUGH else qconfig)
-        self.ops.append(
-            Op(form.kind, inputs, (region.name,), form.attrs, weight=form.weight, origins=region.origins)
-        )
+        self.ops.append(Op(form.kind, inputs, (region.name,), form.attrs, weight=form.weight, origins=region.origins))
 
     def _gives_float(self, region: Region, form: Form) -> bool:
         if not isinstance(form.attrs, LinearAttrs) or form.attrs.activation is not None:
@@ -291,7 +289,12 @@ class _Planner:
         return Grid(0, 2**qconfig.activation.bits - 1)
 
     def _value(
-        self, name: str, shape: tuple[int | str, ...], grid: Grid | None, why: str, owner: QConfig | None = None
+        self,
+        name: str,
+        shape: tuple[int | str, ...],
+        grid: Grid | None,
+        why: str,
+        owner: QConfig | None = None,
     ) -> None:
         self.values[name] = Value(name, shape, grid, why)
         if grid is not None and owner is not None:
@@ -334,7 +337,17 @@ def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> N
 def _rows(program: QuantizedProgram, op: Op) -> list[PlanRow]:
     if op.kind is Kind.FLOAT:
         return [
-            PlanRow(o.module or "<model>", o.aten.removeprefix("aten."), "float", o.describe(), "float", "", "float", "", o.reason)
+            PlanRow(
+                o.module or "<model>",
+                o.aten.removeprefix("aten."),
+                "float",
+                o.describe(),
+                "float",
+                "",
+                "float",
+                "",
+                o.reason,
+            )
             for o in op.origins
         ]
 
