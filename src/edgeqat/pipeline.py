@@ -23,7 +23,8 @@ from edgeqat.data.batches import Batches
 from edgeqat.data.sources import Dataset, Split, load
 from edgeqat.errors import OutputError
 from edgeqat.factory import build_loss, build_mapping, build_model
-from edgeqat.lowering.artifact import Artifact, to_json, write_atomically
+from edgeqat.files import to_json, write_atomically
+from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.lower import lower
 from edgeqat.machine import arithmetic_here, describe_machine
 from edgeqat.measuring.measure import Measurement, estimate, measure

@@ -21,7 +21,6 @@ from edgeqat.program import (
     PASSTHROUGH,
     AddAttrs,
     AveragePoolAttrs,
-    Batch,
     Const,
     ConvAttrs,
     Grid,
@@ -36,6 +35,7 @@ from edgeqat.program import (
     hash_plan,
 )
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
+from edgeqat.signature import Batch
 from edgeqat.target_rules import Target, resolve_targets
 
 __all__ = ["Plan", "PlanRow", "plan", "plan_graph"]

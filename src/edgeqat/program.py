@@ -17,15 +17,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from edgeqat.errors import InputError
+from edgeqat.signature import Signature
 
 __all__ = [
     "AddAttrs",
     "Attrs",
     "AveragePoolAttrs",
-    "Batch",
     "Const",
     "ConvAttrs",
     "Grid",
@@ -38,15 +37,11 @@ __all__ = [
     "PadAttrs",
     "PermuteAttrs",
     "QuantizedProgram",
-    "Signature",
     "SliceAttrs",
     "Value",
     "ViewAttrs",
     "hash_plan",
 ]
-
-Batch: TypeAlias = "Tensor | tuple[Any, ...] | dict[str, Any]"
-"""What a model is called with: a tensor, a tuple (positional) or a dict (keyword) of inputs."""
 
 BATCH_DIM = "batch"
 """How a shape names its dynamic first dimension."""
@@ -301,60 +296,6 @@ class Op:
     def name(self) -> str:
         """The op's name: that of its first output."""
         return self.outputs[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Signature:
-    """How the user's model is called, and what it returns.
-
-    Attributes:
-        inputs: Names of its input tensors, in the order of the flattened call.
-        in_spec: pytree spec of (args, kwargs).
-        out_spec: pytree spec of the output.
-    """
-
-    inputs: tuple[str, ...]
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
-
-    def flatten(self, batch: Batch) -> list[Tensor]:
-        """The input tensors of a batch, in the order of `inputs`.
-
-        Raises:
-            InputError: The batch has another structure than the example inputs, or holds no tensors.
-        """
-        return self.flatten_call(*call_of(batch))
-
-    def flatten_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The input tensors of a call; see `flatten`."""
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        if spec != self.in_spec:
-            leaves = self._by_name(args, kwargs)
-        for name, leaf in zip(self.inputs, leaves, strict=True):
-            if not isinstance(leaf, Tensor):
-                raise InputError(f"input {name!r} is a {type(leaf).__name__}, wanted a tensor")
-        return leaves
-
-    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        # The same tensors may come by position once and by keyword another time.
-        named = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
-        if len(args) + len(kwargs) != len(self.inputs) or set(named) != set(self.inputs):
-            found = [*(f"#{i}" for i in range(len(args))), *kwargs]
-            raise InputError(f"found inputs {found}, wanted {list(self.inputs)} as in the example inputs")
-        return [named[name] for name in self.inputs]
-
-    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
-        """The model's own output structure around its output tensors."""
-        return pytree.tree_unflatten(list(outputs), self.out_spec)
-
-
-def call_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The (args, kwargs) that a batch stands for."""
-    if isinstance(batch, dict):
-        return (), batch
-    if isinstance(batch, tuple):
-        return batch, {}
-    return (batch,), {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.errors import CaptureError, InputError
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
-from edgeqat.program import BATCH_DIM, Batch, Origin, Signature, call_of
+from edgeqat.program import BATCH_DIM, Origin
+from edgeqat.signature import Batch, Signature, call_of
 
 __all__ = ["CapturedGraph", "capture"]
 

@@ -17,7 +17,6 @@ from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
 from edgeqat.program import (
     AveragePoolAttrs,
-    Batch,
     ConvAttrs,
     Kind,
     MaxPoolAttrs,
@@ -28,6 +27,7 @@ from edgeqat.program import (
     SliceAttrs,
     ViewAttrs,
 )
+from edgeqat.signature import Batch
 
 __all__ = ["Interpreter", "accumulator_bound", "reference"]
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from edgeqat import replay
 from edgeqat.errors import InputError
-from edgeqat.lowering.artifact import Artifact, replace_folder, sha256_of, to_json, write_atomically
+from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
+from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.golden import exact_values, golden_vectors, sample_inputs
 from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
 from edgeqat.machine import describe_machine
-from edgeqat.program import Batch, Kind, Op, QuantizedProgram
+from edgeqat.program import Kind, Op, QuantizedProgram
+from edgeqat.signature import Batch
 from edgeqat.target_rules import resolve_targets
 from edgeqat.version import __version__
 

@@ -13,7 +13,7 @@ from edgeqat.errors import DataError, InputError
 from edgeqat.lowering.artifact import Artifact
 from edgeqat.measuring.latency import Latency, measure_latency
 from edgeqat.metrics import METRICS, Estimate, proportion_interval
-from edgeqat.program import Batch
+from edgeqat.signature import Batch
 from edgeqat.train.loop import predict
 
 __all__ = ["Measurement", "estimate", "measure"]

@@ -17,7 +17,8 @@ from edgeqat.lowering.artifact import Artifact, load_artifact
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.lowering.to_onnx import taps_suffix
 from edgeqat.machine import arithmetic_here
-from edgeqat.program import Batch, QuantizedProgram
+from edgeqat.program import QuantizedProgram
+from edgeqat.signature import Batch
 
 __all__ = ["Parity", "compare_float", "verify"]
 

@@ -13,7 +13,8 @@ from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.planning import Plan, plan_graph
-from edgeqat.program import PASSTHROUGH, Batch, Kind, Op
+from edgeqat.program import PASSTHROUGH, Kind, Op
+from edgeqat.signature import Batch
 from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, WeightQuantizer
 from edgeqat.simulate.model import SimulatedModel, key_of
 

@@ -6,23 +6,46 @@ Exact mode runs what this one function returns, so that what is evaluated is wha
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from edgeqat import affine
 from edgeqat.errors import PhaseError, PlanError
+from edgeqat.planning import Plan
 from edgeqat.program import Const, Grid, Op, QuantizedProgram
+from edgeqat.simulate.fake_quant import ActivationQuantizer, WeightQuantizer
 
-if TYPE_CHECKING:
-    from edgeqat.simulate.model import SimulatedModel
-
-__all__ = ["convert"]
+__all__ = ["Simulation", "convert"]
 
 
-def convert(sim: SimulatedModel) -> QuantizedProgram:
+class Simulation(Protocol):
+    """What freezing needs of a SimulatedModel."""
+
+    plan: Plan
+    biases: Mapping[str, str]
+
+    def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """By the name of the first value on their grid."""
+        ...
+
+    def weight_quantizers(self) -> dict[str, WeightQuantizer]:
+        """By the name of the parameter."""
+        ...
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """A parameter by its dotted name."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every parameter and buffer."""
+        ...
+
+
+def convert(sim: Simulation) -> QuantizedProgram:
     """The quantized program of a calibrated simulation, on the CPU; the simulation is left as it was.
 
     Raises:
@@ -50,7 +73,7 @@ def convert(sim: SimulatedModel) -> QuantizedProgram:
     return replace(frozen, ops=ops)
 
 
-def _const(sim: SimulatedModel, const: Const) -> Const:
+def _const(sim: Simulation, const: Const) -> Const:
     weight = sim.get_parameter(const.source).detach().cpu()
     quantizer = sim.weight_quantizers()[const.source]
     if not bool(torch.isfinite(weight).all()):
@@ -61,7 +84,7 @@ def _const(sim: SimulatedModel, const: Const) -> Const:
     return replace(const, data=data.to(torch.int8), grid=replace(const.grid, scale=scale, zero_point=zero))
 
 
-def _op(sim: SimulatedModel, frozen: QuantizedProgram, op: Op) -> Op:
+def _op(sim: Simulation, frozen: QuantizedProgram, op: Op) -> Op:
     if op.body is not None:
         return replace(op, body=_body(sim, op.body))
     if op.weight is None or op.name not in sim.biases:
@@ -76,7 +99,7 @@ def _op(sim: SimulatedModel, frozen: QuantizedProgram, op: Op) -> Op:
     return replace(op, bias=integers.to(torch.int32))
 
 
-def _body(sim: SimulatedModel, body: fx.GraphModule) -> fx.GraphModule:
+def _body(sim: Simulation, body: fx.GraphModule) -> fx.GraphModule:
     own = copy.deepcopy(body)
     state: dict[str, Tensor] = sim.state_dict()
     own.load_state_dict({name: state[name].detach().cpu() for name in own.state_dict()})

@@ -14,8 +14,10 @@ from edgeqat.graph.fuse import FusedGraph
 from edgeqat.interpreter.arithmetic import resolve_arithmetic
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.planning import Plan
-from edgeqat.program import Kind, call_of
+from edgeqat.program import Kind
+from edgeqat.signature import call_of
 from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, WeightQuantizer
+from edgeqat.simulate.freeze import convert
 
 __all__ = ["SimulatedModel"]
 
@@ -52,7 +54,8 @@ class SimulatedModel(nn.Module):
         for name, buffer in root.named_buffers(recurse=False):
             self.register_buffer(self._free(name), buffer)
         self.quantizers = nn.ModuleDict({key_of(name): q for name, q in quantizers.items()})
-        self.fused, self.plan, self.biases = fused, plan, dict(biases)
+        self.fused, self.plan = fused, plan
+        self.biases: Mapping[str, str] = dict(biases)
         # fx writes the forward function; it reads everything from the module that it is called with.
         self._run: Callable[..., tuple[Tensor, ...]] = type(fx.GraphModule(self, graph)).forward
         self._phase = "float"
@@ -138,8 +141,6 @@ class SimulatedModel(nn.Module):
         Raises:
             PhaseError: The simulation is not calibrated.
         """
-        from edgeqat.simulate.freeze import convert
-
         interpreter = Interpreter(convert(self), resolve_arithmetic(arithmetic))
         previous, self._exact = self._exact, interpreter
         try:

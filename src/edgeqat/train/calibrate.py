@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from edgeqat.errors import DataError
-from edgeqat.program import Batch
+from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
 
 __all__ = ["calibrate"]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgeqat.errors import ModelError
-from edgeqat.lowering.artifact import write_atomically
+from edgeqat.files import write_atomically
 
 __all__ = ["load_weights", "save_weights"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeqat.errors import DataError, InputError
 from edgeqat.metrics import METRICS
-from edgeqat.program import Batch, call_of
+from edgeqat.signature import Batch, call_of
 from edgeqat.simulate.model import SimulatedModel
 
 __all__ = ["Epoch", "History", "Loss", "fit", "predict", "resolve_loss"]
@@ -120,9 +120,7 @@ def fit(
             _set_lr(optim, lr * _cosine((index + step / steps) / epochs))
             value = _step(model, optim, criterion, inputs, targets)
             if not math.isfinite(value):
-                raise DataError(
-                    f"the loss is {value} in epoch {index + 1}, step {step + 1}; lower the learning rate or clean the data"
-                )
+                raise DataError(f"the loss is {value} in epoch {index + 1}, step {step + 1}; lower the learning rate")
             total, count = total + value, count + 1
             if on_step is not None:
                 on_step()
