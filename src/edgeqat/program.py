@@ -106,7 +106,6 @@ class AveragePoolAttrs:
     kernel: tuple[int, ...] | None = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
-    ceil_mode: bool = False
     count_include_pad: bool = True
 
 

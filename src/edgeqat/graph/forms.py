@@ -165,8 +165,12 @@ def _avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
     kernel = _pair(a["kernel_size"])
     if a["divisor_override"] is not None:
         return "it overrides the divisor"
-    stride = _pair(a["stride"]) if a["stride"] else kernel
-    attrs = AveragePoolAttrs(kernel, stride, _pair(a["padding"]), a["ceil_mode"], a["count_include_pad"])
+    stride, padding = _pair(a["stride"]) if a["stride"] else kernel, _pair(a["padding"])
+    sizes = a["self"].meta["val"].shape[2:]
+    if a["ceil_mode"] and any((s + 2 * p - k) % t for s, p, k, t in zip(sizes, padding, kernel, stride, strict=True)):
+        # PyTorch and ONNX count the elements of a window that hangs over the edge differently.
+        return "ceil_mode lets its last windows hang over the edge"
+    attrs = AveragePoolAttrs(kernel, stride, padding, a["count_include_pad"])
     return Form(Kind.AVERAGE_POOL, attrs, (a["self"],))
 
 

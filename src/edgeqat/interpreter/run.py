@@ -172,7 +172,7 @@ class Interpreter:
             return self.arithmetic.global_average_pool(x, x_grid, grid)
         real = self.arithmetic.dequantize(x, x_grid)
         pooled = F.avg_pool2d(
-            real, attrs.kernel, attrs.stride, attrs.padding, attrs.ceil_mode, attrs.count_include_pad
+            real, attrs.kernel, attrs.stride, attrs.padding, count_include_pad=attrs.count_include_pad
         )
         return self.arithmetic.average_pool(pooled, grid)
 

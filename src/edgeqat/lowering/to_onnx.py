@@ -208,7 +208,6 @@ class _Speller:
             kernel_shape=list(a.kernel),
             strides=list(a.stride),
             pads=list(a.padding) * 2,
-            ceil_mode=int(a.ceil_mode),
             count_include_pad=int(a.count_include_pad),
         )
 

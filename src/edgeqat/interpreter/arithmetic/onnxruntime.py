@@ -5,9 +5,10 @@ Float32 throughout; rne is round half to even; z, lo, hi are the output's zero p
     quantize      rne(clamp(x / s, lo - z, hi - z)) + z, true division
     conv, linear  rne(clamp(fp32(acc) * ((s_x * s_w) / s_y), lo - z, hi - z)) + z
     float linear  fp32(acc) * (s_x * s_w)
-    add           rne(fma(a, r_a, fma(b, r_b, z - (r_a z_a + r_b z_b)))), r = s / s_y: the zero point is inside
+    add           rne(fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b * z_b)))), r = s / s_y: the zero point is
+                  inside the rounding, and the compiler fused one product of the offset
     global pool   rne(clamp(fp32(sum(x - z_x)) * (s_x / (s_y * n)), lo - z, hi - z)) + z
-    average pool  dequantize, average in float32, quantize
+    average pool  dequantize, average in float32 row by row, clamp(rne(mean / s_y + z)): the zero point is inside
 
 Without VNNI, x86 kernels saturate pairs of u8 * s8 products at 16 bits and this arithmetic does not hold.
 """
@@ -47,11 +48,8 @@ class OnnxRuntimeX86:
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         r_a, r_b = s_a / s, s_b / s
-        offset = z - (r_a * z_a + r_b * z_b)
-        # A fused multiply-add rounds once: float64 holds the product of 8 and 24 bits exactly.
-        inner = (b.double() * r_b.double() + offset.double()).to(torch.float32)
-        total = (a.double() * r_a.double() + inner.double()).to(torch.float32)
-        return torch.round(total).clamp_(grid.qmin, grid.qmax)
+        offset = z - _fma(z_a, r_a, r_b * z_b)
+        return torch.round(_fma(a, r_a, _fma(b, r_b, offset))).clamp_(grid.qmin, grid.qmax)
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
         (s_x, z_x), (s, _) = q_grid.filled(), grid.filled()
@@ -60,7 +58,13 @@ class OnnxRuntimeX86:
         return _round_to(total.to(torch.float32) * (s_x / (s * n)), grid)
 
     def average_pool(self, x: Tensor, grid: Grid) -> Tensor:
-        return self.quantize(x, grid)
+        scale, zero_point = grid.filled()
+        return torch.round(x / scale + zero_point).clamp_(grid.qmin, grid.qmax)
+
+
+def _fma(integer: Tensor, ratio: Tensor, addend: Tensor) -> Tensor:
+    """integer * ratio + addend, rounded to float32 once: float64 holds the product of 8 and 24 bits exactly."""
+    return (integer.double() * ratio.double() + addend.double()).to(torch.float32)
 
 
 def _channels(multiplier: Tensor, acc: Tensor) -> Tensor:

@@ -1,0 +1,208 @@
+"""ONNX Runtime's kernels against the reference, op by op, integer by integer.
+
+A failure here means that the arithmetic written down for "onnxruntime/x86" is wrong. No tolerance: zero steps.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import grid, on_grid, one_op
+from torch import Tensor
+
+from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.interpreter.run import Interpreter, accumulator_bound
+from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
+from edgeqat.lowering.to_onnx import spell, taps_suffix
+from edgeqat.machine import arithmetic_here
+from edgeqat.program import (
+    AddAttrs,
+    AveragePoolAttrs,
+    ConvAttrs,
+    Kind,
+    LinearAttrs,
+    MaxPoolAttrs,
+    PadAttrs,
+    PermuteAttrs,
+    QuantizedProgram,
+    SliceAttrs,
+    ViewAttrs,
+)
+
+pytestmark = pytest.mark.skipif(
+    arithmetic_here("onnxruntime") != "onnxruntime/x86",
+    reason="onnxruntime/x86 means x86 with VNNI; other kernels round differently",
+)
+
+SCALES = st.floats(2**-13, 1.0, width=32)
+ZEROS = st.integers(0, 255)
+
+
+def check(program: QuantizedProgram, inputs: list[Tensor], fused: str) -> None:
+    """Asserts that the runtime ran the fused integer kernel and that its integers are the reference's."""
+    model = spell(program).SerializeToString()
+    assert optimized_ops(model)[fused] == 1, optimized_ops(model)
+    session = OnnxSession(model + taps_suffix(program))
+    found = dict(zip(session.outputs, session.run(inputs), strict=True))
+    outputs, values = Interpreter(program, ARITHMETICS["onnxruntime/x86"]).run_with_taps(inputs)
+    for name, expected in values.items():
+        assert torch.equal(found[name].float(), expected), f"{name}: {int((found[name] != expected).sum())} differ"
+    assert torch.equal(found[program.outputs[0]], outputs)
+
+
+def integers(seed: int, *shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(seed: int, *shape: int) -> Tensor:
+    return torch.randint(-127, 128, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(SCALES, SCALES, SCALES, ZEROS, ZEROS, ZEROS)
+def test_add_on_all_pairs_of_integers(s_a: float, s_b: float, s_y: float, z_a: int, z_b: int, z_y: int) -> None:
+    a, b, y = grid(s_a, z_a), grid(s_b, z_b), grid(s_y, z_y)
+    left = torch.arange(256).repeat_interleave(256).reshape(1, -1)
+    right = torch.arange(256).repeat(256).reshape(1, -1)
+    program = one_op(Kind.ADD, AddAttrs(), [(65536,), (65536,)], [a, b], (65536,), y)
+    check(program, [on_grid(a, left), on_grid(b, right)], "QLinearAdd")
+
+
+def test_add_whose_offset_is_rounded_once() -> None:
+    """The offset is z - fma(r_a, z_a, r_b * z_b); rounding both products differs on 2 of these pairs."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw() -> float:
+        return float(torch.rand((), generator=generator) * 0.1 + 0.001)
+
+    left = torch.arange(256).repeat_interleave(256).reshape(1, -1)
+    right = torch.arange(256).repeat(256).reshape(1, -1)
+    for _ in range(6):
+        a, b, y = [grid(draw(), int(torch.randint(0, 256, (), generator=generator))) for _ in range(3)]
+        program = one_op(Kind.ADD, AddAttrs(), [(65536,), (65536,)], [a, b], (65536,), y)
+        check(program, [on_grid(a, left), on_grid(b, right)], "QLinearAdd")
+
+
+@pytest.mark.parametrize("width", [1, 5, 7, 13, 33])
+def test_add_of_widths_that_fill_no_vector(width: int) -> None:
+    a, b, y = grid(0.02, 100), grid(0.05, 3), grid(0.06, 77)
+    program = one_op(Kind.ADD, AddAttrs(), [(width,), (width,)], [a, b], (width,), y)
+    check(program, [on_grid(a, integers(0, 999, width)), on_grid(b, integers(1, 999, width))], "QLinearAdd")
+
+
+CONVS = {
+    "3x3": (16, ConvAttrs((1, 1), ((1, 1), (1, 1)), (1, 1), 1), (32, 16, 3, 3)),
+    "1x1": (24, ConvAttrs((1, 1), ((0, 0), (0, 0)), (1, 1), 1), (10, 24, 1, 1)),
+    "first layer": (3, ConvAttrs((2, 2), ((1, 1), (1, 1)), (1, 1), 1), (7, 3, 3, 3)),
+    "depthwise": (32, ConvAttrs((1, 1), ((1, 1), (1, 1)), (1, 1), 32), (32, 1, 3, 3)),
+    "depthwise stride 2": (20, ConvAttrs((2, 2), ((1, 1), (1, 1)), (1, 1), 20), (20, 1, 3, 3)),
+    "grouped": (16, ConvAttrs((1, 1), ((1, 1), (1, 1)), (1, 1), 4), (8, 4, 3, 3)),
+    "dilated": (8, ConvAttrs((1, 1), ((2, 2), (2, 2)), (2, 2), 1), (8, 8, 3, 3)),
+    "asymmetric padding": (8, ConvAttrs((1, 1), ((0, 1), (1, 0)), (1, 1), 1), (8, 8, 2, 2)),
+    "beyond 2**24": (520, ConvAttrs((1, 1), ((1, 1), (1, 1)), (1, 1), 1), (4, 520, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
+@pytest.mark.parametrize("zero_point", [0, 131])
+@pytest.mark.parametrize("name", CONVS)
+def test_conv(name: str, zero_point: int, per_channel: bool) -> None:
+    channels, attrs, shape = CONVS[name]
+    x = grid(0.031, zero_point)
+    w = weights(3, *shape)
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.rand(shape[0] if per_channel else (), generator=generator) * 0.01 + 1e-3
+    fan_in = w[0].numel()
+    y = grid(0.031 * 0.006 * 73 * 74 * fan_in**0.5 / 60, 90)
+    bias = torch.randint(-20000, 20000, (shape[0],), generator=generator, dtype=torch.int32)
+    real = F.conv2d(F.pad(torch.zeros(1, channels, 9, 9), (1, 0, 0, 1)), w.float()) if "asym" in name else None
+    out = (
+        real
+        if real is not None
+        else F.conv2d(
+            torch.zeros(1, channels, 9, 9),
+            w.float(),
+            None,
+            attrs.stride,
+            attrs.padding[0][0],
+            attrs.dilation,
+            attrs.groups,
+        )
+    )
+    program = one_op(Kind.CONV, attrs, [(channels, 9, 9)], [x], tuple(out.shape[1:]), y, w, scale, bias)
+    assert (accumulator_bound(program, program.ops[1]) >= 2**24) == (name == "beyond 2**24")
+    check(program, [on_grid(x, integers(5, 20, channels, 9, 9))], "QLinearConv")
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
+@pytest.mark.parametrize("gridded", [True, False], ids=["quantized output", "float output"])
+@pytest.mark.parametrize("features", [(64, 10), (37, 33), (1280, 16)])
+def test_linear(features: tuple[int, int], gridded: bool, per_channel: bool, bias: bool) -> None:
+    n_in, n_out = features
+    x, w = grid(0.017, 40), weights(6, n_out, n_in)
+    generator = torch.Generator().manual_seed(7)
+    scale = torch.rand(n_out if per_channel else (), generator=generator) * 0.01 + 1e-3
+    values = torch.randint(-9000, 9000, (n_out,), generator=generator, dtype=torch.int32) if bias else None
+    y = grid(0.017 * 0.006 * 80 * n_in**0.5, 128) if gridded else None
+    program = one_op(Kind.LINEAR, LinearAttrs(), [(n_in,)], [x], (n_out,), y, w, scale, values)
+    check(program, [on_grid(x, integers(8, 50, n_in))], "QGemm")
+
+
+@pytest.mark.parametrize("channels", [3, 7, 64])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 7), (8, 8), (32, 32)], ids=str)
+def test_global_average_pool(size: tuple[int, int], channels: int) -> None:
+    x, y = grid(0.043, 17), grid(0.0123, 201)
+    program = one_op(Kind.AVERAGE_POOL, AveragePoolAttrs(), [(channels, *size)], [x], (channels, 1, 1), y)
+    check(program, [on_grid(x, integers(9, 200, channels, *size))], "QLinearGlobalAveragePool")
+
+
+AVERAGE_POOLS = {
+    "2x2": AveragePoolAttrs((2, 2), (2, 2), (0, 0)),
+    "3x3 padded": AveragePoolAttrs((3, 3), (2, 2), (1, 1)),
+    "3x3 padding left out": AveragePoolAttrs((3, 3), (2, 2), (1, 1), count_include_pad=False),
+    "5x5 padding left out": AveragePoolAttrs((5, 5), (1, 1), (2, 2), count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGE_POOLS)
+def test_average_pool(name: str) -> None:
+    a = AVERAGE_POOLS[name]
+    assert a.kernel is not None
+    x, y = grid(0.043, 17), grid(0.0311, 66)
+    shape = F.avg_pool2d(torch.zeros(1, 8, 11, 9), a.kernel, a.stride, a.padding, False, a.count_include_pad).shape
+    program = one_op(Kind.AVERAGE_POOL, a, [(8, 11, 9)], [x], tuple(shape[1:]), y)
+    check(program, [on_grid(x, integers(10, 100, 8, 11, 9))], "QLinearAveragePool")
+
+
+MOVES = {
+    "max pool": (Kind.MAX_POOL, MaxPoolAttrs((3, 3), (2, 2), (1, 1), (1, 1)), (6, 5, 4), "MaxPool"),
+    "max pool ceil": (Kind.MAX_POOL, MaxPoolAttrs((2, 2), (2, 2), (0, 0), (1, 1), True), (6, 5, 4), "MaxPool"),
+    "view": (Kind.VIEW, ViewAttrs((-1, 6 * 9 * 7)), (6 * 9 * 7,), "Reshape"),
+    "permute": (Kind.PERMUTE, PermuteAttrs((0, 2, 3, 1)), (9, 7, 6), "Transpose"),
+    "pad": (Kind.PAD, PadAttrs(((0, 0), (2, 1), (0, 3), (1, 0))), (9, 12, 8), "Pad"),
+    "slice": (Kind.SLICE, SliceAttrs(2, 1, None, 2), (6, 4, 7), "Slice"),
+    "slice to": (Kind.SLICE, SliceAttrs(1, 0, 4, 1), (4, 9, 7), "Slice"),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_only_moves_integers(name: str) -> None:
+    kind, attrs, shape, fused = MOVES[name]
+    x = grid(0.043, 17)
+    program = one_op(kind, attrs, [(6, 9, 7)], [x], shape, x)
+    check(program, [on_grid(x, integers(11, 8, 6, 9, 7))], fused)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SCALES, ZEROS, st.integers(0, 10_000))
+def test_quantize_of_arbitrary_floats(scale: float, zero_point: int, seed: int) -> None:
+    x = grid(scale, zero_point)
+    generator = torch.Generator().manual_seed(seed)
+    reals = torch.randn(4, 500, generator=generator) * 200 * scale
+    ties = (torch.arange(-300, 300).float() + 0.5) * scale  # exactly between two integers, or a bit off
+    program = one_op(Kind.VIEW, ViewAttrs((-1, 1100)), [(1100,)], [x], (1100,), x)
+    check(program, [torch.cat([reals, ties.repeat(4, 1)], 1)], "QuantizeLinear")
