@@ -25,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The class of every misuse of the command line; newer typer brings its own click and exports no name for it."""
+
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one recipe key.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -52,7 +55,8 @@ def run(
     from edgeqat.reporting.summary import print_summary
 
     report = pipeline.run(loaded, folder, overwrite, monitor)
-    print_summary(report, Console(highlight=False))
+    # A table is read whole, so a pipe gets full lines too.
+    print_summary(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     print(f"report: {folder / 'report.html'}")
     if not report.gate.passed:
         raise typer.Exit(3)
@@ -176,24 +180,24 @@ def doctor(as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
     try:
-        app(standalone_mode=False)
+        # Outside standalone mode typer.Exit comes back as its code instead of being raised.
+        sys.exit(app(standalone_mode=False) or 0)
     except EdgeqatError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        _interrupted()
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except BrokenPipeError:
         sys.exit(0)
-    except Exception as error:
-        import click
+    except UsageError as error:
+        _misused(error)
 
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        raise
+
+def _misused(error: Any) -> None:
+    message = error.format_message()
+    if message.startswith("Usage:"):  # called without a command: the message is the help
+        print(message, file=sys.stderr)
+        sys.exit(2)
+    _fail(f"{message} See {error.ctx.command_path} --help.", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -68,13 +68,20 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
     try:
         yield temporary
+        _swap(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    try:
         temporary.chmod(0o777 & ~_umask())
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    except OSError as error:
+        raise OutputError(f"cannot replace {folder}: {error.strerror or error}; choose another place") from error
 
 
 def to_json(data: Any) -> str:

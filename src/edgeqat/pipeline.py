@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from edgeqat.data.batches import Batches
 from edgeqat.data.sources import Dataset, Split, load
-from edgeqat.errors import OutputError
+from edgeqat.errors import DataError, MissingRuntimeError, ModelError, OutputError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.lower import lower
-from edgeqat.machine import arithmetic_here, describe_machine
+from edgeqat.machine import arithmetic_here, describe_machine, installed_runtimes
 from edgeqat.measuring.measure import Measurement, estimate, measure
 from edgeqat.measuring.parity import Parity, compare_float, verify
 from edgeqat.metrics import METRICS, paired_difference
@@ -57,6 +57,9 @@ from edgeqat.version import __version__
 __all__ = ["plan_recipe", "run"]
 
 EVAL_BATCH = 128
+OWN_NAMES = frozenset({"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency"})
+"""What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
+
 GOLDEN_N = 16
 
 
@@ -123,7 +126,7 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
-    build_loss(recipe.task.loss)
+    check_feasible(work, model)
     claim(folder, overwrite)
     write_atomically(folder / "recipe.yaml", recipe.to_yaml())
 
@@ -156,6 +159,43 @@ def load_data(recipe: Recipe) -> Dataset:
     )
 
 
+def check_feasible(work: Run, model: nn.Module) -> None:
+    """Checks before anything is trained what would else be found only after it.
+
+    Raises:
+        RecipeError: An unknown metric, or a gate on a runtime that is not exported.
+        DataError: An unknown augmentation, or too few test images for measure.batch.
+        ModelError: The loss of one batch cannot be computed.
+        MissingRuntimeError: A runtime that is exported to is not installed.
+    """
+    recipe, data = work.recipe, work.data
+    if recipe.task.metric not in METRICS:
+        raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    for runtime in recipe.gate.runtimes or ():
+        if runtime not in recipe.export:
+            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
+    batch, test_n = recipe.measure.batch, len(data.test)
+    if batch > test_n:
+        raise DataError(f"measure.batch is {batch}, but there are {test_n} test images; lower it")
+    for runtime in recipe.export:
+        if installed_runtimes()[runtime] is None:
+            raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
+    loss = build_loss(recipe.task.loss)
+    if recipe.train is None:
+        return
+    work.batches(data.train, train=True)
+    inputs, targets = next(iter(work.batches(data.calibration)))
+    try:
+        with torch.no_grad():
+            loss(copy.deepcopy(model).eval()(inputs), targets)
+    except Exception as error:
+        # The model and the loss are the user's code, which may raise anything.
+        raise ModelError(
+            f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
+            f"check model.args and task.loss against the {len(data.labels)} classes of the data"
+        ) from error
+
+
 def check_free(folder: Path, overwrite: bool) -> None:
     """Checks, without touching it, that a run may be written to `folder`.
 
@@ -169,8 +209,10 @@ def check_free(folder: Path, overwrite: bool) -> None:
     entries = {path.name for path in folder.iterdir()}
     if not entries:
         return
-    if "recipe.yaml" not in entries:
-        raise OutputError(f"{folder} holds files that are no edgeqat run; choose another directory")
+    foreign = sorted(entries - OWN_NAMES)
+    if foreign or "recipe.yaml" not in entries:
+        found = f", such as {foreign[0]}" if foreign else ""
+        raise OutputError(f"{folder} holds files that are no edgeqat run{found}; choose another directory")
     if not overwrite:
         state = "a finished run" if "report.json" in entries else "an unfinished run"
         raise OutputError(f"{folder} holds {state}; pass --overwrite to replace it, or choose another directory")

@@ -150,10 +150,9 @@ class _Planner:
         self.folded: list[str] = []
         self.named: dict[fx.Node, str] = {}
         self.pending: list[tuple[Region, str]] = []
-        for node in self.captured.graph.nodes:
-            if node.op == "placeholder":
-                self.named[node] = node.name
-                self._value(node.name, self.captured.shape_of(node), None, "an input of the model")
+        for node, name in self.captured.placeholders().items():
+            self.named[node] = name
+            self._value(name, self.captured.shape_of(node), None, "an input of the model")
 
     def place(self, region: Region) -> None:
         """Adds one region: to the program, or to the float island being collected."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeqat.errors import RecipeError
 
@@ -27,10 +27,22 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that the loader would read as numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+BUILT_IN_SOURCES = ("digits", "cifar10")
+"""Names of data that win over a folder of the same name."""
 
 
 class _Section(BaseModel):
@@ -46,14 +58,25 @@ class ModelSection(_Section):
     args: dict[str, Any] = {"num_classes": 10}
     weights: str | None = None
 
+    @field_validator("args")
+    @classmethod
+    def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            plain = json.loads(json.dumps(args, allow_nan=False)) == args
+        except (TypeError, ValueError):
+            plain = False
+        if not plain:
+            raise ValueError("wanted finite numbers, strings, booleans, nulls, lists and mappings with string keys")
+        return args
+
 
 class DataSection(_Section):
     """The data, and how a batch is made of it."""
 
     source: str = "digits"
     image_size: Positive = 32
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: list[Number] | None = None
+    std: list[Number] | None = None
     augment: list[str] | None = None
     batch_size: Positive = 32
     calibration_n: Positive = 512
@@ -140,7 +163,7 @@ class MeasureSection(_Section):
 class GateSection(_Section):
     """Limits that decide about shipping; an absent one is not checked."""
 
-    max_drop: float | None = None
+    max_drop: Number | None = None
     min_size_ratio: Rate | None = None
     min_speedup: Rate | None = None
     min_agreement: Fraction | None = None
@@ -161,7 +184,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The recipe in full, every default written out; loading it gives this recipe again."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
     def sha256(self) -> str:
         """Hash of its meaning."""
@@ -260,7 +283,8 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
             model["factory"] = _absolute_file(factory, base)
     if isinstance(source, dict) and isinstance(source.get("source"), str):
         place = Path(source["source"])
-        if place.is_absolute() or "/" in source["source"] or (base / place).exists():
+        named = place.is_absolute() or "/" in source["source"] or (base / place).exists()
+        if named and source["source"] not in BUILT_IN_SOURCES:
             source["source"] = str(_absolute(source["source"], base))
     task = data.get("task")
     if isinstance(task, dict):

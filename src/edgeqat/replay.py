@@ -29,6 +29,19 @@ FLOAT_TOLERANCE = 1e-4
 """Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""
 
 
+MANIFEST_KEYS = {
+    "runtime": str,
+    "model": str,
+    "files": dict,
+    "arithmetics": list,
+    "inputs": dict,
+    "outputs": dict,
+    "output_ops": list,
+    "checks": list,
+}
+"""What replaying reads of a manifest, with its JSON type."""
+
+
 class FolderError(Exception):
     """An artifact folder that is incomplete, damaged or tampered with."""
 
@@ -87,7 +100,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} cannot be read as safetensors ({error}); fetch the artifact again") from error
 
 
@@ -98,17 +111,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} cannot be read ({error}); wanted an artifact folder made by edgeqat") from error
-    missing = {"runtime", "model", "files", "checks"} - set(manifest) if isinstance(manifest, dict) else {"runtime"}
-    if missing:
-        raise FolderError(f"{path} lacks {sorted(missing)}; wanted a manifest made by edgeqat")
-    return dict(manifest)
+    if not isinstance(manifest, dict):
+        raise FolderError(f"{path} holds no JSON object; wanted a manifest made by edgeqat")
+    lacking = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
+    if lacking:
+        raise FolderError(f"{path} lacks {', '.join(lacking)}; wanted a manifest made by edgeqat")
+    for name in (manifest["model"], *manifest["files"]):
+        if Path(name).name != name:
+            raise FolderError(f"{path} names the file {name!r}, which is outside the folder; fetch the artifact again")
+    return manifest
 
 
 def check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises FolderError for the first file that is missing or is not the one the manifest was written for."""
-    for name, entry in sorted(manifest["files"].items()):
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
+    for name in sorted({manifest["model"], "golden.safetensors", *manifest["files"]}):
+        path, entry = folder / name, manifest["files"].get(name)
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise FolderError(f"{folder / 'manifest.json'} has no sha256 of {name}; fetch the artifact again")
+        if not path.is_file():
             raise FolderError(f"{path} is missing; fetch the artifact again")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != entry["sha256"]:
@@ -138,10 +158,26 @@ def replay(folder: Path, check: bool = True) -> Replay:
     if check:
         check_hashes(folder, manifest)
     golden = read_safetensors(folder / "golden.safetensors")
+    try:
+        model = (folder / manifest["model"]).read_bytes()
+    except OSError as error:
+        raise FolderError(
+            f"{folder / manifest['model']} cannot be read ({error}); fetch the artifact again"
+        ) from error
+    try:
+        return compare(manifest, golden, model)
+    except (LookupError, TypeError, StopIteration) as error:
+        raise FolderError(
+            f"{folder}: model, manifest and golden vectors do not belong together ({type(error).__name__}: {error}); "
+            "fetch the artifact again"
+        ) from error
+
+
+def compare(manifest: dict[str, Any], golden: dict[str, Any], model: bytes) -> Replay:
+    """Runs the golden inputs through a model and compares."""
     against = str(manifest["arithmetics"][0]) if manifest["arithmetics"] else "simulation"
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
     samples = len(next(iter(feed.values())))
-    model = (folder / manifest["model"]).read_bytes()
     outputs = run_onnx(model, feed)
     identical, worst, outputs_right = compare_outputs(manifest, golden, against, outputs)
     first = None

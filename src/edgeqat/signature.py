@@ -22,7 +22,8 @@ class Signature:
     """How the user's model is called, and what it returns.
 
     Attributes:
-        inputs: Names of its input tensors, in the order of the flattened call.
+        inputs: Names of its input tensors, in the order of the flattened call: forward's own parameters, where
+            each is one tensor.
         in_spec: pytree spec of (args, kwargs).
         out_spec: pytree spec of the output.
     """
@@ -41,8 +42,10 @@ class Signature:
 
     def flatten_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The input tensors of a call; see `flatten`."""
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        if spec != self.in_spec:
+        try:
+            # Follows the example's structure, whatever the order of the keys.
+            leaves: list[Any] = self.in_spec.flatten_up_to((args, dict(kwargs)))
+        except ValueError:
             leaves = self._by_name(args, kwargs)
         for name, leaf in zip(self.inputs, leaves, strict=True):
             if not isinstance(leaf, Tensor):

@@ -10,6 +10,7 @@ The graph is exported in eval mode: what is captured is what will be deployed.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import re
 from collections.abc import Mapping
@@ -71,6 +72,11 @@ class CapturedGraph:
         # Nothing changes a captured graph, so copies of a simulation share it.
         return self
 
+    def placeholders(self) -> dict[fx.Node, str]:
+        """The input nodes, each with its name in the signature."""
+        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return dict(zip(nodes, self.signature.inputs, strict=True))
+
     def shape_of(self, node: fx.Node) -> tuple[int | str, ...]:
         """A tensor node's shape, with "batch" for every size that depends on the batch."""
         return tuple(s if isinstance(s, int) else BATCH_DIM for s in node.meta["val"].shape)
@@ -113,7 +119,8 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     graph.lint()
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
     names = tuple(n.name for n in graph.nodes if n.op == "placeholder")
-    signature = Signature(names, in_spec, out_spec)
+    keywords = (*_positional(own, args), *kwargs)
+    signature = Signature(keywords if len(keywords) == len(names) else names, in_spec, out_spec)
     return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside)
 
 
@@ -128,17 +135,18 @@ def _example_call(example_inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any
         if leaf.dim() == 0 or leaf.shape[0] == 0:
             raise InputError(f"found an example input of shape {tuple(leaf.shape)}, wanted a batch in dimension 0")
 
-    def doubled(x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if x.shape[0] == 1 else x
+    def own(x: Tensor) -> Tensor:
+        # A tensor given twice would be taken for one input, so each gets memory of its own.
+        return torch.cat([x, x]) if x.shape[0] == 1 else x.clone()
 
-    args, kwargs = pytree.tree_map(doubled, (args, kwargs))
+    args, kwargs = pytree.tree_map(own, (args, kwargs))
     return args, kwargs
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     batch = torch.export.Dim(BATCH_DIM, min=1)
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
-    named = {**_positional_shapes(model, shapes[0]), **shapes[1]}
+    named = {**_positional(model, shapes[0]), **shapes[1]}
     try:
         with torch.enable_grad():
             return torch.export.export(model, args, kwargs, dynamic_shapes=named)
@@ -147,12 +155,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         raise CaptureError(_explain(model, error)) from error
 
 
-def _positional_shapes(model: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
+def _positional(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
     """Names positional arguments as the model's forward does; *args take the rest as one tuple."""
-    import inspect
-
     named: dict[str, Any] = {}
-    rest = list(shapes)
+    rest = list(args)
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             named[parameter.name] = tuple(rest)

@@ -99,7 +99,7 @@ def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> Fuse
     refusals: list[Refusal] = []
     taken: set[fx.Node] = set()
     regions: list[Region] = []
-    names = _Names({n.name for n in captured.graph.nodes if n.op == "placeholder"})
+    names = _Names(captured.signature.inputs)
     for node in captured.graph.nodes:
         if node in taken or not _is_compute(node):
             continue

@@ -55,11 +55,11 @@ class ConsoleMonitor:
     def stage(self, text: str) -> None:
         """A bold line with the seconds since the start."""
         elapsed = time.monotonic() - self._started
-        self._console.print(f"[bold]{elapsed:6.1f} s  {text}[/bold]", markup=True)
+        self._console.print(f"{elapsed:6.1f} s  {text}", style="bold", markup=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
         """An indented line."""
-        self._console.print(f"          {text}", markup=False)
+        self._console.print(f"          {text}", markup=False, soft_wrap=True)
 
     @contextmanager
     def steps(self, text: str, total: int) -> Iterator[Callable[[], None]]:

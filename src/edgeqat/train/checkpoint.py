@@ -7,7 +7,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgeqat.errors import ModelError
@@ -60,12 +59,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds pickled code, which edgeqat does not run; save the state_dict alone, best as .safetensors"
         ) from error
+    except Exception as error:
+        # On damaged files torch raises whatever its reader stumbles over: IndexError, KeyError, RuntimeError, ...
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"{path} cannot be read as weights: {type(error).__name__}: {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CommandLine
+from models import SmallNet, shake
+
+import edgeqat as eq
+
+# Test workers share the machine's few cores: more threads than cores make everything ten times slower.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def small_program() -> eq.QuantizedProgram:
+    """`SmallNet`, calibrated and converted."""
+    torch.manual_seed(0)
+    model = shake(SmallNet()).eval()
+    batch = torch.randn(16, 3, 8, 8)
+    return eq.convert(eq.calibrate(eq.prepare(model, batch), [batch]))
+
+
+@pytest.fixture(scope="session")
+def small_artifact(small_program: eq.QuantizedProgram, tmp_path_factory: pytest.TempPathFactory) -> eq.Artifact:
+    """`SmallNet` lowered, once; read only."""
+    return eq.lower(small_program, "onnxruntime", tmp_path_factory.mktemp("artifact") / "small")
+
+
+@pytest.fixture
+def folder(small_artifact: eq.Artifact, tmp_path: Path) -> Path:
+    """A copy of its folder, to damage."""
+    return Path(shutil.copytree(small_artifact.folder, tmp_path / "small"))

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import SmallNet
+from torch import Tensor, nn
+
+from edgeqat.errors import PlanError
+from edgeqat.graph.capture import capture
+from edgeqat.graph.fuse import FusedGraph, fuse
+from edgeqat.program import AveragePoolAttrs, Kind, PadAttrs, SliceAttrs
+from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
+
+IMAGE = torch.zeros(2, 3, 16, 16)
+
+
+def regions(fused: FusedGraph) -> dict[str, list[str]]:
+    return {region.name: [o.module for o in region.origins] for region in fused.regions}
+
+
+class Compound(nn.Sequential):
+    """A container of the user's own, which torch's fuser does not look into."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+
+
+@pytest.mark.parametrize("factory", [edge_model, edge_model_with_stubs])
+def test_the_article_s_fusions_are_found_inside_its_containers(factory: type[nn.Module]) -> None:
+    lists = [["entry_block.0", "entry_block.1", "entry_block.2"]]
+    for block in ("residual_block", "downsample_block"):
+        lists += [[f"{block}.conv.{i}", f"{block}.conv.{i + 1}"] for i in (0, 3, 6)]
+    fused = fuse(capture(factory(), torch.zeros(1, 3, 32, 32)), lists)
+    assert regions(fused)["entry_block.0"] == ["entry_block.0", "entry_block.1", "entry_block.2"]
+    assert fused.refusals == ()
+    assert len(fused.folded()) == 7
+
+
+def test_every_pattern_of_a_small_network() -> None:
+    fused = fuse(capture(SmallNet(), IMAGE))
+    found = {region.name: region for region in fused.regions}
+    forms = {name: None if r.form is None else r.form.kind for name, r in found.items()}
+    assert forms == {
+        "conv1": Kind.CONV,
+        "conv2": Kind.CONV,
+        "add": Kind.ADD,
+        "slice": Kind.SLICE,
+        "slice_1": Kind.SLICE,
+        "pad": Kind.PAD,
+        "conv3": Kind.CONV,
+        "add_1": Kind.ADD,
+        "pool": Kind.MAX_POOL,
+        "mean": Kind.AVERAGE_POOL,
+        "drop": None,
+        "fc": Kind.LINEAR,
+    }
+    activations = {
+        name: r.form.attrs.activation
+        for name, r in found.items()
+        if hasattr(getattr(r.form, "attrs", None), "activation")
+    }  # type: ignore[union-attr]
+    assert activations == {"conv1": "relu", "conv2": None, "add": "relu", "conv3": None, "add_1": "relu6", "fc": None}
+    assert found["drop"].identity
+    assert found["pad"].form is not None and found["pad"].form.attrs == PadAttrs(((0, 0), (4, 4), (0, 0), (0, 0)))
+    assert found["slice"].form is not None and found["slice"].form.attrs == SliceAttrs(2, 0, None, 2)
+    assert found["mean"].form is not None and found["mean"].form.attrs == AveragePoolAttrs()
+
+
+def test_resnet20_leaves_nothing_unfused() -> None:
+    fused = fuse(capture(resnet20(), torch.zeros(1, 3, 32, 32)))
+    assert fused.refusals == ()
+    assert len(fused.folded()) == 19
+    assert all(region.form is not None for region in fused.regions)
+
+
+RELUS = {
+    "F.relu": F.relu,
+    "torch.relu": torch.relu,
+    "nn.ReLU": nn.ReLU(),
+    "in place": lambda x: F.relu_(x),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.0),
+    "clamp": lambda x: torch.clamp(x, min=0),
+    "F.relu6": F.relu6,
+    "nn.ReLU6": nn.ReLU6(),
+    "hardtanh": lambda x: F.hardtanh(x, 0.0, 6.0),
+    "clamp 6": lambda x: torch.clamp(x, 0, 6),
+}
+
+
+class WithActivation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.activation = RELUS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.conv(x))
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_every_spelling_of_an_activation_is_fused(name: str) -> None:
+    (region,) = fuse(capture(WithActivation(name), IMAGE)).regions
+    assert region.form is not None
+    expected = "relu6" if "6" in name or name == "hardtanh" else "relu"
+    assert region.form.attrs.activation == expected  # type: ignore[union-attr]
+
+
+class Reads(nn.Module):
+    """A conv whose output, before BN and ReLU, is read by someone else too."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.conv, self.bn, self.at = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), at
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        z = self.bn(y)
+        return F.relu(z), y if self.at == "conv" else z
+
+
+def test_a_batch_norm_whose_conv_has_two_readers_is_refused_by_name() -> None:
+    fused = fuse(capture(Reads("conv"), IMAGE))
+    assert [(r.name, "not folded into conv" in r.reason) for r in fused.refusals] == [("bn", True)]
+
+
+def test_an_activation_whose_input_has_two_readers_is_refused_by_name() -> None:
+    fused = fuse(capture(Reads("bn"), IMAGE))
+    assert len(fused.refusals) == 1 and "not fused with conv, which output reads too" in fused.refusals[0].reason
+    alone = next(r for r in fused.regions if r.name == "relu")
+    assert alone.form is None and "relu is not fused: its input is also read by output" in alone.reason
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(self.conv(x)))
+
+
+def test_a_weight_used_twice_takes_no_batch_norm() -> None:
+    fused = fuse(capture(Twice(), IMAGE))
+    assert [r.reason for r in fused.refusals] == ["not folded: conv.weight is used more than once"]
+
+
+class NoStatistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+def test_a_batch_norm_without_running_statistics_is_left_in_float() -> None:
+    fused = fuse(capture(NoStatistics(), IMAGE))
+    assert fused.folded() == []
+    assert [r.form is None for r in fused.regions] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (["conv1", "bn1"], None),
+        (["conv1", "nowhere"], "found no module 'nowhere'"),
+        (["conv1", "conv2"], "are not one conv or linear, batch norm and activation in a row"),
+    ],
+)
+def test_explicit_fusions_are_checked(group: list[str], message: str | None) -> None:
+    captured = capture(SmallNet(), IMAGE)
+    if message is None:
+        assert "bn1" in regions(fuse(captured, [group]))["conv1"]
+    else:
+        with pytest.raises(PlanError, match=message):
+            fuse(captured, [group])
+
+
+def test_names_are_unique_and_follow_modules() -> None:
+    names = [region.name for region in fuse(capture(edge_model(), torch.zeros(1, 3, 32, 32))).regions]
+    assert len(set(names)) == len(names)
+    assert {"entry_block.0", "residual_block.add", "avgpool", "fc"} <= set(names)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from models import Branches, FloatMiddle, SmallNet
+from torch import Tensor, nn
+
+import edgeqat as eq
+from edgeqat.errors import PlanError
+from edgeqat.program import Kind, QuantizedProgram
+from edgeqat.zoo import edge_model, resnet20
+
+IMAGE = torch.zeros(2, 3, 16, 16)
+
+
+def kinds(program: QuantizedProgram) -> list[str]:
+    return [op.kind.value for op in program.ops]
+
+
+def test_a_conv_net_is_integer_from_the_first_quantize_to_the_logits() -> None:
+    program = eq.plan(SmallNet(), IMAGE).program
+    assert kinds(program) == (
+        ["quantize", "conv", "conv", "add", "slice", "slice", "pad", "conv", "add", "max_pool"]
+        + ["average_pool", "view", "linear"]
+    )
+    assert program.float_origins() == []
+    assert program.values["fc"].grid is None  # ONNX Runtime's last linear gives float
+    assert program.outputs == ("fc",)
+
+
+def test_what_moves_integers_shares_its_input_s_grid() -> None:
+    values = eq.plan(SmallNet(), IMAGE).program.values
+    assert values["slice"].grid is values["slice_1"].grid is values["pad"].grid is values["add"].grid
+    assert values["pool"].grid is values["add_1"].grid
+    assert values["mean"].grid is values["mean.pooled"].grid
+    assert values["mean.pooled"].grid is not values["pool"].grid
+
+
+def test_every_float_op_has_its_reason() -> None:
+    planned = eq.plan(FloatMiddle(), IMAGE)
+    reasons = {row.kind: row.reason for row in planned.rows() if row.runs == "float"}
+    assert reasons["tanh"] == "aten.tanh has no integer form here"
+    assert reasons["mul.Tensor"] == "aten.mul.Tensor has no integer form here"
+    assert kinds(planned.program) == ["quantize", "conv", "dequantize", "float", "quantize", "conv", "dequantize"]
+
+
+def test_a_float_model_is_one_island() -> None:
+    planned = eq.plan(edge_model(), torch.zeros(1, 3, 32, 32), qconfig_mapping=eq.QConfigMapping().set_global(None))
+    assert kinds(planned.program) == ["float"]
+    assert {o.reason for o in planned.program.float_origins()} == {"its QConfig is None"}
+    assert planned.folded == ()
+
+
+def test_a_sensitive_layer_is_left_in_float() -> None:
+    mapping = eq.QConfigMapping().set_module_name("fc", None)
+    program = eq.plan(edge_model(), torch.zeros(1, 3, 32, 32), qconfig_mapping=mapping).program
+    assert kinds(program)[-2:] == ["dequantize", "float"]
+    assert [o.module for o in program.float_origins()] == ["fc"]
+
+
+def test_float_islands_are_joined_where_they_touch() -> None:
+    mapping = eq.QConfigMapping().set_object_type(nn.Conv2d, None)
+    program = eq.plan(SmallNet(), IMAGE, qconfig_mapping=mapping).program
+    assert kinds(program).count("float") == 1
+    assert kinds(program)[-2:] == ["quantize", "linear"]
+
+
+def test_several_outputs_are_dequantized_once_each() -> None:
+    program = eq.plan(Branches(), (IMAGE, IMAGE)).program
+    assert len(program.inputs) == 2 and len(program.outputs) == 2
+    assert kinds(program).count("dequantize") == 2
+
+
+def test_the_hash_depends_on_the_plan_and_not_on_names() -> None:
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.relu(self.conv(image))
+
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.conv(x))
+
+    assert eq.plan(Renamed(), IMAGE).program.plan_hash == eq.plan(Other(), IMAGE).program.plan_hash
+    six_bits = eq.QConfig(weight=eq.WeightConfig(bits=6))
+    per_tensor = eq.QConfig(weight=eq.WeightConfig(per_channel=False))
+    hashes = {eq.plan(Other(), IMAGE, qconfig_mapping=q).program.plan_hash for q in (None, six_bits, per_tensor)}
+    assert len(hashes) == 3
+
+
+def test_a_plan_prints_compares_and_serialises() -> None:
+    one = eq.plan(edge_model(), torch.zeros(1, 3, 32, 32))
+    two = eq.plan(
+        edge_model(), torch.zeros(1, 3, 32, 32), qconfig_mapping=eq.QConfigMapping().set_module_name("fc", None)
+    )
+    assert one.diff(one) == ""
+    assert "-  fc: linear INT8" in one.diff(two) and "+  fc: linear float" in one.diff(two)
+    data = json.loads(json.dumps(one.to_dict()))
+    assert data["plan_hash"] == one.program.plan_hash and len(data["ops"]) == len(one.program.ops)
+    assert "folded entry_block.1" in str(one)
+
+
+def test_resnet20_is_integer_throughout() -> None:
+    planned = eq.plan(resnet20(), torch.zeros(1, 3, 32, 32))
+    found = kinds(planned.program)
+    assert (found.count("conv"), found.count("add"), found.count("float")) == (19, 9, 0)
+    assert all(row.reason for row in planned.rows())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "openvino"}, "the runtime 'openvino' is not supported yet"),
+        ({"target": "abacus"}, "found the runtime 'abacus', wanted one of onnxruntime"),
+        ({"target": []}, "found no target"),
+        (
+            {"qconfig_mapping": eq.QConfig(activation=eq.ActivationConfig(bits=4))},
+            "found 4-bit activations, but onnxruntime takes 8 bits",
+        ),
+        (
+            {"qconfig_mapping": eq.QConfigMapping().set_module_name("conv9", None)},
+            "the rule for module 'conv9' matches nothing; did you mean",
+        ),
+    ],
+    ids=["not yet", "unknown", "none", "bits", "no match"],
+)
+def test_what_cannot_be_planned_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        eq.plan(SmallNet(), IMAGE, **settings)  # type: ignore[arg-type]
+
+
+def test_one_weight_with_two_settings_is_refused() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    mapping = eq.QConfigMapping().set_module_name("b", eq.QConfig(weight=eq.WeightConfig(bits=4)))
+    with pytest.raises(PlanError, match="is used by layers with different weight settings"):
+        eq.plan(Tied(), IMAGE, qconfig_mapping=mapping)
+    tied = eq.plan(Tied(), IMAGE).program
+    assert len(tied.consts) == 1 and [op.kind for op in tied.ops].count(Kind.CONV) == 2
+
+
+def test_targets_lists_what_each_runtime_allows() -> None:
+    assert "uint8 activations" in eq.targets()["onnxruntime"]

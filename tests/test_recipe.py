@@ -1,0 +1,355 @@
+"""Recipes: what loads, what is refused and with which words."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import CommandLine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeqat.errors import RecipeError
+from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
+
+BUNDLED = list(bundled_recipes())
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refusal(folder: Path, text: str, *settings: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(folder, text), settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "recipe.yaml" in message
+    return message
+
+
+def test_bundled_recipes_are_these_and_describe_themselves() -> None:
+    assert BUNDLED == ["cifar10-edge", "cifar10-resnet20", "digits-edge"]
+    for description in bundled_recipes().values():
+        assert len(description) > 20
+        assert not description.startswith("#")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_recipe_round_trips_and_hashes_stably(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name)
+    again = load_recipe(write(tmp_path, recipe.to_yaml()))
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+    assert again.sha256() == recipe.sha256() == load_recipe(name).sha256()
+    assert len(recipe.sha256()) == 64
+    assert load_recipe(name, ["train.seed=1"]).sha256() != recipe.sha256()
+
+
+def test_resolved_recipe_writes_every_default_out() -> None:
+    written = yaml.safe_load(load_recipe("digits-edge").to_yaml())
+    assert written == load_recipe("digits-edge").model_dump()
+    assert list(written) == ["model", "data", "task", "quantize", "train", "export", "measure", "gate"]
+    assert written["measure"] == {"threads": 1, "batch": 1}
+    assert written["quantize"]["weights"] == {"bits": 8, "per_channel": True, "observer": "minmax", "learned": False}
+
+
+def test_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "# nothing\n")) == Recipe()
+
+
+def test_a_hash_is_of_the_meaning_not_of_the_spelling(tmp_path: Path) -> None:
+    one = load_recipe(write(tmp_path, "train: {seed: 3, qat_epochs: 1}\ngate: {max_drop: 0.01}"))
+    other = load_recipe(write(tmp_path, "# same\ngate:\n  max_drop: 1e-2\ntrain:\n  qat_epochs: 1\n  seed: 3\n"))
+    assert one.sha256() == other.sha256()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trian: {}", "unknown key trian; did you mean train?"),
+        ("train: {flot_lr: 1}", "unknown key train.flot_lr; did you mean float_lr?"),
+        (
+            "quantize: {weights: {bit: 8}}",
+            "unknown key quantize.weights.bit; did you mean bits?",
+        ),
+        (
+            "quantize: {overrides: [{module: a}, {modul: b}]}",
+            "unknown key quantize.overrides.1.modul; did you mean module?",
+        ),
+        ("measure: {zzz: 1}", "unknown key measure.zzz; wanted one of threads, batch"),
+    ],
+    ids=["section", "key", "nested key", "key in a list", "nothing near"],
+)
+def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
+    assert refusal(tmp_path, text).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {float_lr: '0.1'}", "train.float_lr: found '0.1': input should be a valid number"),
+        ("train: {seed: 1.0}", "train.seed: found 1.0: input should be a valid integer"),
+        ("train: {seed: true}", "train.seed: found True: input should be a valid integer"),
+        ("train: {qat_epochs: -1}", "train.qat_epochs: found -1: input should be greater than or equal to 0"),
+        ("train: 5", "train: found 5: input should be"),
+        ("train: {optimizer: adam}", "train.optimizer: found 'adam': input should be 'sgd' or 'adamw'"),
+        ("quantize: {weights: {bits: 9}}", "quantize.weights.bits: found 9: input should be less than or equal"),
+        ("quantize: {batch_norm: live}", "batch_norm: live is not available yet; use fold"),
+        ("quantize: {overrides: [{quantize: false}]}", "wanted exactly one of module, regex, type"),
+        ("quantize: {overrides: [{module: a, type: b}]}", "found ['module', 'type'], wanted exactly one"),
+        ("export: []", "export: found []: list should have at least 1 item"),
+        ("export: onnxruntime", "export: found 'onnxruntime': input should be a valid list"),
+        ("data: {mean: [.nan]}", "data.mean.0: found nan: input should be a finite number"),
+        ("gate: {max_drop: .inf}", "gate.max_drop: found inf: input should be a finite number"),
+        ("gate: {min_agreement: 1.5}", "gate.min_agreement: found 1.5: input should be less than or equal to 1"),
+        ("1: 2", "1: found 1: keys should be strings"),
+    ],
+    ids=lambda value: value.replace(" ", "") if len(value) < 50 else "",
+)
+def test_value_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2020-01-01", ".nan", ".inf", "{1: 2}", "!!set {a}", "!!binary aGVsbG8=", "&a [*a]"],
+    ids=["date", "nan", "inf", "number as key", "set", "bytes", "circular"],
+)
+def test_factory_arguments_that_json_cannot_hold_are_refused(tmp_path: Path, value: str) -> None:
+    """They would fail at the end of the run, when report.json is written."""
+    found = refusal(tmp_path, f"model: {{args: {{x: {value}}}}}")
+    assert "model.args: found" in found
+    assert "wanted finite numbers, strings, booleans, nulls, lists and mappings with string keys" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("a: b: c", "is not valid YAML"),
+        ("- model", "holds a list, wanted a mapping of sections"),
+        ("hello", "holds a str, wanted a mapping of sections"),
+        ("42", "holds a int, wanted a mapping of sections"),
+    ],
+    ids=["unclosed", "two colons", "list", "string", "number"],
+)
+def test_file_that_is_no_recipe(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:os"])
+def test_unsafe_yaml_is_refused_and_nothing_is_executed(tmp_path: Path, tag: str) -> None:
+    marker = tmp_path / "executed"
+    value = f"!!python/{tag} [{marker}]" if tag.startswith("object") else f"!!python/{tag} ''"
+    assert f"python/{tag}" in refusal(tmp_path, f"model: {{factory: {value}}}")
+    with pytest.raises(RecipeError, match="--set model.args: .* is not a valid YAML value"):
+        load_recipe("digits-edge", [f"model.args={value}"])
+    assert not marker.exists()
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00model")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml cannot be read: 'utf-8' codec"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["dgits-edge", "digits_edge", "digits-edges"])
+def test_unknown_name_suggests_the_nearest(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{name}' and no bundled recipe of that name; did you mean digits-edge"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("name", ["", "nothing-like-it", ".", "nowhere/recipe.yaml"])
+def test_unknown_name_without_a_near_one_lists_all(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"bundled: {', '.join(BUNDLED)}"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "value"),
+    [
+        ("train.float_lr=1e-3", "train.float_lr", 0.001),
+        ("train.float_lr=2.5E+1", "train.float_lr", 25.0),
+        ("train.float_lr=1", "train.float_lr", 1.0),
+        ("train.seed=7", "train.seed", 7),
+        ("train=null", "train", None),
+        ("quantize.activations.observer=minmax", "quantize.activations.observer", "minmax"),
+        ("quantize.weights.per_channel=false", "quantize.weights.per_channel", False),
+        ("data.mean=[0.1, 0.2, 0.3]", "data.mean", [0.1, 0.2, 0.3]),
+        ("data.augment=[crop,flip]", "data.augment", ["crop", "flip"]),
+        ("data={source: digits, image_size: 8}", "data.image_size", 8),
+        (" train.seed =5", "train.seed", 5),
+        ("task.loss=", "task.loss", ""),
+        ("task.loss=a=b", "task.loss", "a=b"),
+    ],
+)
+def test_set_changes_one_value(setting: str, path: str, value: object) -> None:
+    found: Any = load_recipe("digits-edge", [setting])
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_set_reaches_into_factory_arguments_and_keeps_the_rest() -> None:
+    recipe = load_recipe("digits-edge", ["model.args.width=1e-3", "model.args.deep.er=x", "train.seed=1"])
+    assert recipe.model.args == {"num_classes": 10, "width": 0.001, "deep": {"er": "x"}}
+    assert recipe.train is not None
+    assert recipe.train.float_epochs == 12
+
+
+def test_later_settings_win() -> None:
+    recipe = load_recipe("digits-edge", ["train=null", "train.seed=1", "train.seed=2"])
+    assert recipe.train is not None
+    assert recipe.train.seed == 2
+
+
+@pytest.mark.parametrize("setting", ["train.seed", "=1", "", ".=1", "train..seed=1", "train.=1"])
+def test_badly_formed_set(setting: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("digits-edge", [setting])
+    assert str(caught.value) == f"found --set {setting!r}, wanted key.path=value"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.seed=[", "--set train.seed: '[' is not a valid YAML value"),
+        ("train.seeds=1", "unknown key train.seeds; did you mean seed?"),
+        ("train.seed=x", "train.seed: found 'x': input should be a valid integer"),
+        ("model=5", "model: found 5"),
+    ],
+)
+def test_set_that_does_not_fit(setting: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("digits-edge", [setting])
+    assert words in str(caught.value)
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_set_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (there / "images").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    text = (
+        "model: {factory: 'net.py:make', weights: w/a.safetensors}\n"
+        "data: {source: images}\ntask: {loss: ../loss.py:loss, metric: top1}\n"
+    )
+    recipe = load_recipe(write(there, text))
+    assert recipe.model.factory == f"{there}/net.py:make"
+    assert recipe.model.weights == f"{there}/w/a.safetensors"
+    assert recipe.data.source == f"{there}/images"
+    assert recipe.task.loss == f"{tmp_path}/loss.py:loss"
+    assert recipe.task.metric == "top1"
+
+    settings = ["model.factory=net.py:other", "model.weights=b.pt", "data.source=./pictures"]
+    changed = load_recipe(write(there, text), settings)
+    assert changed.model.factory == f"{here}/net.py:other"
+    assert changed.model.weights == f"{here}/b.pt"
+    assert changed.data.source == f"{here}/pictures"
+    assert changed.task.loss == f"{tmp_path}/loss.py:loss"
+
+
+def test_modules_and_names_are_no_paths(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "model: {factory: 'edgeqat.zoo:resnet20'}\ndata: {source: cifar10}"))
+    assert recipe.model.factory == "edgeqat.zoo:resnet20"
+    assert recipe.data.source == "cifar10"
+
+
+def test_a_built_in_source_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits-edge", ["data.source=digits"]).data.source == "digits"
+    assert load_recipe(write(tmp_path, "data: {source: digits}")).data.source == "digits"
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe("digits-edge").model.weights = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["digits-egde"], "did you mean digits-edge?"),
+        (["digits-edge", "--set", "train.lrr=1"], "unknown key train.lrr"),
+        (["digits-edge", "--set", "train"], "found --set 'train', wanted key.path=value"),
+        (["bad.yaml"], "bad.yaml is not valid YAML"),
+    ],
+    ids=["name", "key", "form", "yaml"],
+)
+def test_command_line_refuses_a_recipe_in_one_line(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "model: [\n\n", "bad.yaml")
+    ended = command("run", *args, "-o", tmp_path / "out")
+    assert words in ended.refusal(2)
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+names = st.text("abcxyz_-.", min_size=1, max_size=8)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+rates = st.floats(0, allow_infinity=False)
+bits = st.integers(2, 8)
+arguments = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | texts | st.sampled_from(["1e-3", "null", "yes", "0o7", "~"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+activations = st.fixed_dictionaries(
+    {}, optional={"bits": bits, "observer": st.sampled_from(["minmax", "moving_average", "histogram"])}
+)
+overrides = st.fixed_dictionaries(
+    {"regex": texts}, optional={"quantize": st.booleans(), "activations": st.none() | activations}
+)
+recipes = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.fixed_dictionaries({}, optional={"args": st.dictionaries(texts, arguments, max_size=3)}),
+        "data": st.fixed_dictionaries(
+            {},
+            optional={
+                "source": st.sampled_from(["digits", "cifar10", "/some/where"]),
+                "mean": st.none() | st.lists(numbers, max_size=3),
+                "augment": st.none() | st.lists(names, max_size=2),
+            },
+        ),
+        "task": st.fixed_dictionaries({}, optional={"loss": names, "metric": names}),
+        "quantize": st.fixed_dictionaries(
+            {},
+            optional={
+                "activations": activations,
+                "overrides": st.lists(overrides, max_size=2),
+                "fusions": st.lists(st.lists(names, max_size=2), max_size=2),
+            },
+        ),
+        "train": st.none() | st.fixed_dictionaries({}, optional={"float_lr": rates, "seed": st.integers(0, 2**63)}),
+        "gate": st.fixed_dictionaries(
+            {}, optional={"max_drop": st.none() | numbers, "min_agreement": st.none() | st.floats(0, 1)}
+        ),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(recipes)
+def test_any_recipe_round_trips_exactly(data: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(data)
+    with tempfile.TemporaryDirectory() as folder:
+        again = load_recipe(write(Path(folder), recipe.to_yaml()))
+    assert again == recipe
+    assert repr(again) == repr(recipe)  # what == lets pass: 1 for 1.0 and True
+    assert again.sha256() == recipe.sha256()
