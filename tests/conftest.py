@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CommandLine
-from models import SmallNet, shake
 
 import edgeqat as eq
+from helpers import CommandLine
+from models import SmallNet, shake
 
 # Test workers share the machine's few cores: more threads than cores make everything ten times slower.
 torch.set_num_threads(1)

@@ -275,13 +275,13 @@ def test_unknown_loss(code: Path) -> None:
     assert str(caught.value) == (
         "task.loss: found the loss 'crossentropy', wanted one of cross_entropy, mse, or module:callable"
     )
-    with pytest.raises(ModelError, match="task.loss: .* has no callable 'nothing'"):
+    with pytest.raises(ModelError, match=r"task.loss: .* has no callable 'nothing'"):
         build_loss(f"{code}:nothing")
 
 
 def test_resolve_callable_names_the_key() -> None:
     assert resolve_callable("os.path:join", "task.loss") is os.path.join
-    with pytest.raises(ModelError, match="^task.metric: found 'x', wanted module:callable"):
+    with pytest.raises(ModelError, match=r"^task.metric: found 'x', wanted module:callable"):
         resolve_callable("x", "task.metric")
 
 
@@ -307,9 +307,7 @@ def test_overrides_become_a_mapping_with_its_precedence() -> None:
     assert mapping.lookup("layer2", "Conv2d") == QConfig(base.activation, WeightConfig(bits=4))
     assert mapping.lookup("layer22", "Conv2d") == QConfig(base.activation, WeightConfig(bits=2))
     assert mapping.lookup("conv", "Conv2d") == QConfig(ActivationConfig(observer="histogram"), base.weight)
-    assert mapping.lookup("layer1.conv", "Conv2d") == QConfig(
-        ActivationConfig(observer="moving_average"), base.weight
-    )
+    assert mapping.lookup("layer1.conv", "Conv2d") == QConfig(ActivationConfig(observer="moving_average"), base.weight)
 
 
 def test_settings_that_are_not_available_are_refused() -> None:

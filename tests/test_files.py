@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from helpers import digests
 
 from edgeqat.errors import OutputError
 from edgeqat.files import replace_folder, to_json, write_atomically
+from helpers import digests
 
 
 def test_write_atomically_makes_folders_and_replaces(tmp_path: Path) -> None:
@@ -56,13 +56,16 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(
 
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match="^cannot write .*file/below"):
+    with pytest.raises(OutputError, match=r"^cannot write .*file/below"):
         write_atomically(tmp_path / "file" / "below", "x")
-    with pytest.raises(OutputError, match="^cannot write .*file/below"), replace_folder(tmp_path / "file" / "below"):
+    with pytest.raises(OutputError, match=r"^cannot write .*file/below"), replace_folder(tmp_path / "file" / "below"):
         raise AssertionError("nothing is written")
-    with pytest.raises(OutputError, match="^cannot replace .*file: Not a directory"), replace_folder(tmp_path / "file"):
+    with (
+        pytest.raises(OutputError, match=r"^cannot replace .*file: Not a directory"),
+        replace_folder(tmp_path / "file"),
+    ):
         pass
-    with pytest.raises(OutputError, match="^cannot write .*: Is a directory"):
+    with pytest.raises(OutputError, match=r"^cannot write .*: Is a directory"):
         (tmp_path / "folder").mkdir()
         write_atomically(tmp_path / "folder", "x")
     assert (tmp_path / "file").read_text() == "mine"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import CommandLine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeqat.errors import RecipeError
 from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
+from helpers import CommandLine
 
 BUNDLED = list(bundled_recipes())
 
@@ -148,7 +148,7 @@ def test_unsafe_yaml_is_refused_and_nothing_is_executed(tmp_path: Path, tag: str
     marker = tmp_path / "executed"
     value = f"!!python/{tag} [{marker}]" if tag.startswith("object") else f"!!python/{tag} ''"
     assert f"python/{tag}" in refusal(tmp_path, f"model: {{factory: {value}}}")
-    with pytest.raises(RecipeError, match="--set model.args: .* is not a valid YAML value"):
+    with pytest.raises(RecipeError, match=r"--set model.args: .* is not a valid YAML value"):
         load_recipe("digits-edge", [f"model.args={value}"])
     assert not marker.exists()
 

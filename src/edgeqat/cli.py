@@ -180,8 +180,11 @@ def doctor(as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
     try:
-        # Outside standalone mode typer.Exit comes back as its code instead of being raised.
-        sys.exit(app(standalone_mode=False) or 0)
+        # Outside standalone mode typer.Exit comes back as its code instead of being raised, and so does Ctrl-C.
+        code = app(prog_name="edgeqat", standalone_mode=False) or 0
+        if code == 130:
+            _interrupted()
+        sys.exit(code)
     except EdgeqatError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -197,7 +200,8 @@ def _misused(error: Any) -> None:
     if message.startswith("Usage:"):  # called without a command: the message is the help
         print(message, file=sys.stderr)
         sys.exit(2)
-    _fail(f"{message} See {error.ctx.command_path} --help.", 2)
+    command = "edgeqat" if error.ctx is None else error.ctx.command_path
+    _fail(f"{message} See {command} --help.", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -57,6 +57,8 @@ from edgeqat.version import __version__
 __all__ = ["plan_recipe", "run"]
 
 EVAL_BATCH = 128
+FINE_TUNE_GRAD_NORM = 1.0
+"""Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 OWN_NAMES = frozenset({"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency"})
 """What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
 
@@ -250,12 +252,12 @@ def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
 
     work.monitor.stage(f"fine-tune the float twin, {train.qat_epochs} epochs")
     twin = copy.deepcopy(model)
-    _fit(work, twin, train.qat_epochs, train.qat_lr)
+    _fit(work, twin, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
     variants.append(_float_variant(work, "float_finetuned", twin))
 
     work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
     qat = _prepared(work, model)
-    _fit(work, qat, train.qat_epochs, train.qat_lr)
+    _fit(work, qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
     variants.append(_variant(work, "qat", qat))
     return variants
 
@@ -266,7 +268,7 @@ def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
     return calibrate(sim, work.batches(work.data.calibration).inputs())
 
 
-def _fit(work: Run, model: nn.Module, epochs: int, lr: float) -> None:
+def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: float | None = None) -> None:
     train = work.recipe.train
     assert train is not None
     batches = work.batches(work.data.train, train=True)
@@ -285,6 +287,7 @@ def _fit(work: Run, model: nn.Module, epochs: int, lr: float) -> None:
             momentum=train.momentum,
             weight_decay=train.weight_decay,
             loss=build_loss(work.recipe.task.loss),
+            max_grad_norm=max_grad_norm,
             seed=train.seed,
             validation_batches=work.batches(work.data.validation),
             metric=work.recipe.task.metric,

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from models import SmallNet, shake
 from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import ModelError, OutputError
 from edgeqat.train.checkpoint import load_weights, save_weights
+from models import SmallNet, shake
 
 
 class Tied(nn.Module):

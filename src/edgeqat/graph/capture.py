@@ -9,11 +9,15 @@ The graph is exported in eval mode: what is captured is what will be deployed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import io
+import logging
 import operator
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,11 +152,25 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
     named = {**_positional(model, shapes[0]), **shapes[1]}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _quiet_failure():
             return torch.export.export(model, args, kwargs, dynamic_shapes=named)
     except Exception as error:
         # torch.export raises whatever the model's code raises: any failure here is a model it cannot take.
         raise CaptureError(_explain(model, error)) from error
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """Drops what torch.export writes to stderr before it raises: the whole partial graph, and a log line."""
+    logger, printed = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        logger.setLevel(level)
+    sys.stderr.write(printed.getvalue())
 
 
 def _positional(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -10,7 +11,8 @@ from edgeqat.reporting.schema import FLOAT_TWIN, Report, Row, size_ratio, speedu
 
 __all__ = ["best_artifact", "print_summary", "table_rows"]
 
-COLUMNS = ("variant", "runtime", "metric", "drop", "size", "latency", "parity")
+COLUMNS = ("variant", "metric", "drop", "size", "latency", "parity")
+"""Every cell has two lines, the figure and what qualifies it, so that the table fits 80 columns."""
 
 
 def table_rows(report: Report) -> list[tuple[str, ...]]:
@@ -21,22 +23,23 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
 def _cells(report: Report, row: Row) -> tuple[str, ...]:
     twin = report.row(FLOAT_TWIN.get(row.variant, ""), row.runtime)
     low, high = row.metric.ci95
-    metric = f"{100 * row.metric.value:.2f}% ({100 * low:.1f}-{100 * high:.1f})"
-    drop = ""
+    metric = f"{100 * row.metric.value:.2f}%\n{100 * low:.1f}-{100 * high:.1f}"
+    drop = size = latency = parity = ""
     if row.drop is not None and row.drop_ci95 is not None:
-        drop = f"{100 * row.drop:+.2f} ({100 * row.drop_ci95[0]:+.2f} to {100 * row.drop_ci95[1]:+.2f})"
-    size = latency = parity = ""
+        drop = f"{100 * row.drop:+.2f}\n{100 * row.drop_ci95[0]:+.2f}..{100 * row.drop_ci95[1]:+.2f}"
     if row.file_bytes is not None:
-        ratio = None if twin is None else size_ratio(row, twin)
-        size = f"{row.file_bytes / 1000:.1f} kB" + (f" ({ratio:.2f}x smaller)" if ratio is not None else "")
+        size = f"{row.file_bytes / 1000:.1f} kB" + _times(None if twin is None else size_ratio(row, twin))
     if row.latency_ms is not None:
-        ratio = None if twin is None else speedup(row, twin)
-        latency = f"{row.latency_ms.p50:.3f} ms" + (f" ({ratio:.2f}x faster)" if ratio is not None else "")
-    if row.parity is not None and row.parity.against.startswith("reference"):
-        parity = f"{100 * row.parity.bit_identical:.2f}% of bits, {100 * row.parity.agreement:.2f}% agree"
-    elif row.parity is not None:
-        parity = f"{100 * row.parity.agreement:.2f}% agree"
-    return (row.variant, row.runtime, metric, drop, size, latency, parity)
+        latency = f"{row.latency_ms.p50:.3f} ms" + _times(None if twin is None else speedup(row, twin))
+    if row.parity is not None:
+        exact = row.parity.against.startswith("reference")
+        share = row.parity.bit_identical if exact else row.parity.agreement
+        parity = f"{100 * share:.2f}%\n{'bits' if exact else 'agree'}"
+    return (f"{row.variant}\n{row.runtime}", metric, drop, size, latency, parity)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"\n{ratio:.2f}x"
 
 
 def best_artifact(report: Report) -> Row | None:
@@ -52,9 +55,9 @@ def best_artifact(report: Report) -> Row | None:
 
 def print_summary(report: Report, console: Console) -> None:
     """Prints the table, the gate check by check, and which artifact to ship."""
-    table = Table(title=None, header_style="bold")
+    table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
     for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+        table.add_column(report.results[0].metric.name if column == "metric" else column, no_wrap=True)
     for cells in table_rows(report):
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)

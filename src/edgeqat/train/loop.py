@@ -75,6 +75,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     loss: str | Loss = "cross_entropy",
+    max_grad_norm: float | None = None,
     seed: int = 0,
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
     metric: str = "top1",
@@ -93,6 +94,8 @@ def fit(
         momentum: Of sgd.
         weight_decay: Applied to weights, not to biases and normalisation parameters.
         loss: Name or callable (outputs, targets) -> 0-d tensor.
+        max_grad_norm: Gradients are scaled down to this norm; None leaves them. Without batch norm behind them,
+            folded convs diverge from one step that is too large: fine-tuning wants a bound.
         seed: Seeds dropout and whatever else in the model is random.
         validation_batches: Evaluated after each epoch.
         metric: Name of the validation metric.
@@ -118,7 +121,7 @@ def fit(
         model.train()
         for step, (inputs, targets) in enumerate(train_batches):
             _set_lr(optim, lr * _cosine((index + step / steps) / epochs))
-            value = _step(model, optim, criterion, inputs, targets)
+            value = _step(model, optim, criterion, inputs, targets, max_grad_norm)
             if not math.isfinite(value):
                 raise DataError(f"the loss is {value} in epoch {index + 1}, step {step + 1}; lower the learning rate")
             total, count = total + value, count + 1
@@ -177,11 +180,20 @@ def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_d
     raise InputError(f"found the optimizer {name!r}, wanted one of {', '.join(OPTIMIZERS)}")
 
 
-def _step(model: nn.Module, optim: torch.optim.Optimizer, criterion: Loss, inputs: Batch, targets: Any) -> float:
+def _step(
+    model: nn.Module,
+    optim: torch.optim.Optimizer,
+    criterion: Loss,
+    inputs: Batch,
+    targets: Any,
+    max_grad_norm: float | None,
+) -> float:
     args, kwargs = call_of(inputs)
     optim.zero_grad(set_to_none=True)
     value = criterion(model(*args, **kwargs), targets)
     value.backward()  # type: ignore[no-untyped-call]
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optim.step()
     return float(value.detach())
 

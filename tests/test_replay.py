@@ -1,0 +1,401 @@
+"""Replaying an artifact folder, with the package's copy of the verifier and with the one that is shipped."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import safetensors.numpy
+import torch
+
+import edgeqat as eq
+from edgeqat import replay
+from edgeqat.replay import FolderError
+from helpers import EXACT_ARITHMETIC, CommandLine, digests, flip_byte, run_edgeqat, run_python
+from models import SmallNet
+
+SHIPPED = ["golden.safetensors", "model.onnx", "verify.py"]
+RUN_SHIPPED = """
+import runpy, sys
+sys.modules["edgeqat"] = sys.modules["torch"] = None
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def refusal(folder: Path, check: bool = True) -> str:
+    before = digests(folder)
+    with pytest.raises(FolderError) as caught:
+        replay.replay(folder, check)
+    assert digests(folder) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+# What is as it was passes.
+
+
+def test_untouched_folder_passes(small_artifact: eq.Artifact) -> None:
+    found = replay.replay(small_artifact.folder)
+    assert found.against == "onnxruntime/x86"
+    assert found.samples == 16
+    assert found.passed or not found.exact_here
+    assert found.exact_here == (replay.arithmetic_here("onnxruntime") == "onnxruntime/x86")
+
+
+@EXACT_ARITHMETIC
+def test_every_integer_is_as_expected(small_artifact: eq.Artifact) -> None:
+    found = replay.replay(small_artifact.folder)
+    assert (found.identical, found.max_difference, found.first_difference) == (1.0, 0.0, None)
+    assert found.passed
+    assert replay.describe(found) == ("verified: 100.00% of outputs bit-identical to onnxruntime/x86 on 16 samples")
+
+
+def test_shipped_script_is_the_packages_own_and_stands_alone(small_artifact: eq.Artifact) -> None:
+    source = (small_artifact.folder / "verify.py").read_text(encoding="utf-8")
+    assert source == Path(replay.__file__).read_text(encoding="utf-8")
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(str(node.module).partition(".")[0])
+    assert {"numpy", "onnxruntime"} <= imported
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
+def test_shipped_script_runs_without_edgeqat_and_torch(small_artifact: eq.Artifact, tmp_path: Path) -> None:
+    ended = run_python(RUN_SHIPPED, small_artifact.folder / "verify.py", cwd=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("\n") == 1
+    assert "bit-identical to onnxruntime/x86 on 16 samples" in ended.out
+
+
+def test_shipped_script_refuses_and_fails_as_the_command_does(folder: Path) -> None:
+    flip_byte(folder / "model.onnx")
+    ended = run_python(RUN_SHIPPED, folder / "verify.py")
+    assert ended.out == ""
+    assert "model.onnx has sha256" in ended.refusal(2)
+
+
+def test_shipped_script_without_the_runtime(folder: Path) -> None:
+    ended = run_python(RUN_SHIPPED.replace('["edgeqat"]', '["onnxruntime"]'), folder / "verify.py")
+    assert "onnxruntime" in ended.refusal(4)
+    assert ended.refusal(4).endswith("pip install onnxruntime")
+
+
+# What is not as it was, with hashes.
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("at", [0, -1], ids=["first byte", "last byte"])
+def test_changed_file_is_named(folder: Path, name: str, at: int) -> None:
+    flip_byte(folder / name, at)
+    found = refusal(folder)
+    assert found.startswith(f"{folder / name} has sha256 ")
+    assert found.endswith("fetch the artifact again, or pass --no-hash to see what it computes")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert refusal(folder) == f"{folder / name} is missing; fetch the artifact again"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_changed_hash_in_the_manifest(folder: Path, name: str) -> None:
+    edit_manifest(folder, lambda m: m["files"][name].update(sha256="0" * 64))
+    found = refusal(folder)
+    assert found.startswith(f"{folder / name} has sha256 ")
+    assert "the manifest says 000000000000..." in found
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.safetensors"])
+@pytest.mark.parametrize("entry", ["removed", {}, "text", {"sha256": 3}], ids=str)
+def test_file_without_a_hash_is_not_trusted(folder: Path, name: str, entry: object) -> None:
+    edit_manifest(folder, lambda m: m["files"].update({name: entry}))
+    if entry == "removed":
+        edit_manifest(folder, lambda m: m["files"].pop(name))
+    assert refusal(folder) == f"{folder / 'manifest.json'} has no sha256 of {name}; fetch the artifact again"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "sub/../model.onnx"])
+def test_names_outside_the_folder_are_refused(folder: Path, name: str) -> None:
+    (folder.parent / "secret").write_text("x")
+    edit_manifest(folder, lambda m: m["files"].update({name: m["files"]["model.onnx"]}))
+    assert f"names the file '{name}', which is outside the folder" in refusal(folder)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["hash", "no hash"])
+def test_model_outside_the_folder_is_refused(folder: Path, check: bool) -> None:
+    (folder / "model.onnx").rename(folder.parent / "model.onnx")
+    edit_manifest(folder, lambda m: m.update(model="../model.onnx"))
+    assert "names the file '../model.onnx', which is outside the folder" in refusal(folder, check)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["hash", "no hash"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read"),
+        (b"not json", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
+        (b"{}", "lacks runtime, model, files, arithmetics, inputs, outputs, output_ops, checks"),
+    ],
+    ids=["empty", "text", "bytes", "list", "null", "object"],
+)
+def test_manifest_that_is_none(folder: Path, check: bool, content: bytes, words: str) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    found = refusal(folder, check)
+    assert found.startswith(f"{folder / 'manifest.json'} {words}")
+    assert "wanted a" in found
+
+
+@pytest.mark.parametrize("key", list(replay.MANIFEST_KEYS))
+def test_manifest_that_lacks_a_key_or_has_another_type_there(folder: Path, key: str) -> None:
+    edit_manifest(folder, lambda m: m.update({key: 3}))
+    assert f"manifest.json lacks {key}; wanted a manifest made by edgeqat" in refusal(folder)
+    edit_manifest(folder, lambda m: m.pop(key))
+    assert f"manifest.json lacks {key}; wanted a manifest made by edgeqat" in refusal(folder)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=r"none/manifest\.json cannot be read .*wanted an artifact folder made by"):
+        replay.replay(tmp_path / "none")
+
+
+def test_recomputed_hashes_do_not_hide_a_changed_model(folder: Path) -> None:
+    """Whoever can change the manifest too is caught by the integers, not by the hashes."""
+    edit_model(folder, lambda model: set_initializer(model, "conv2.weight", lambda w: -w))
+    path = folder / "model.onnx"
+    edit_manifest(folder, lambda m: m["files"]["model.onnx"].update(sha256=digests(folder)[path.name]))
+    assert not replay.replay(folder).passed
+
+
+# What is not as it was, without hashes.
+
+
+def edit_model(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    path = folder / "model.onnx"
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def set_initializer(model: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> None:
+    found = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    old = onnx.numpy_helper.to_array(found)
+    new = change(old.copy()).astype(old.dtype)
+    assert not np.array_equal(old, new)
+    found.CopyFrom(onnx.numpy_helper.from_array(new, name))
+
+
+def grow_scale(model: onnx.ModelProto, op: str) -> None:
+    """Gives the quantizer of an op's output a scale of its own, a tenth larger."""
+    node = next(node for node in model.graph.node if node.output[0] == op)
+    assert node.op_type == "QuantizeLinear"
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    larger = (onnx.numpy_helper.to_array(scale) * np.float32(1.1)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(larger, "larger"))
+    node.input[1] = "larger"
+
+
+def one_weight(weight: Any) -> Any:
+    """Moves one weight as far as it goes."""
+    weight.flat[5] = -127 if weight.flat[5] > 0 else 127
+    return weight
+
+
+def one_bias(bias: Any) -> Any:
+    bias[1] += 4000
+    return bias
+
+
+EDITS: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
+    "first weight": ("conv1", lambda model: set_initializer(model, "conv1.weight", one_weight)),
+    "weight": ("conv2", lambda model: set_initializer(model, "conv2.weight", one_weight)),
+    "bias": ("conv3", lambda model: set_initializer(model, "conv3.bias", one_bias)),
+    "scale of the input": ("x.quantized", lambda model: grow_scale(model, "x.quantized")),
+    "scale of an addition": ("add", lambda model: grow_scale(model, "add")),
+    "scale of the pool": ("mean.pooled", lambda model: grow_scale(model, "mean.pooled")),
+    "scale of a weight": ("conv2", lambda model: set_initializer(model, "#w9s", lambda s: s * 1.1)),
+    "last weight": ("fc", lambda model: set_initializer(model, "fc.weight", one_weight)),
+    "last bias": ("fc", lambda model: set_initializer(model, "fc.bias", one_bias)),
+}
+
+
+@EXACT_ARITHMETIC
+@pytest.mark.parametrize(("op", "change"), EDITS.values(), ids=EDITS)
+def test_changed_model_fails_and_the_op_is_named(
+    folder: Path, op: str, change: Callable[[onnx.ModelProto], object]
+) -> None:
+    edit_model(folder, change)
+    found = replay.replay(folder, check=False)
+    assert not found.passed
+    assert found.first_difference == op
+    assert found.identical < 1
+    assert found.max_difference > 0
+    assert replay.describe(found).startswith("FAILED: ")
+    assert replay.describe(found).endswith(f"; the first op that differs is {op}")
+
+
+@EXACT_ARITHMETIC
+def test_a_single_step_of_one_weight_is_seen(folder: Path) -> None:
+    def step(weight: Any) -> Any:
+        weight[0, 0, 1, 1] -= 1
+        return weight
+
+    edit_model(folder, lambda model: set_initializer(model, "conv1.weight", step))
+    assert replay.replay(folder, check=False).first_difference == "conv1"
+
+
+@EXACT_ARITHMETIC
+def test_the_command_says_which_op_and_exits_with_3(folder: Path) -> None:
+    edit_model(folder, EDITS["bias"][1])
+    ended = run_edgeqat("verify", folder, "--no-hash")
+    assert (ended.code, ended.err) == (3, "")
+    assert ended.out.startswith("FAILED: ")
+    assert ended.out.endswith("; the first op that differs is conv3\n")
+
+
+@EXACT_ARITHMETIC
+def test_the_shipped_script_says_which_op_and_exits_with_3(folder: Path) -> None:
+    edit_model(folder, EDITS["bias"][1])
+    ended = run_python(RUN_SHIPPED, folder / "verify.py", folder, "--no-hash")
+    assert (ended.code, ended.err) == (3, "")
+    assert ended.out.endswith("; the first op that differs is conv3\n")
+
+
+def test_a_machine_of_another_arithmetic_is_told_so_and_does_not_fail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: CommandLine
+) -> None:
+    edit_model(folder, EDITS["bias"][1])
+    monkeypatch.setattr(replay, "cpu_flags", lambda: frozenset({"avx2"}))
+    ended = command("verify", folder, "--no-hash")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("differs, first at conv3: ")
+    assert ended.out.endswith("this machine's kernels have another arithmetic\n")
+
+
+# The command line.
+
+
+def test_command_passes(command: CommandLine, small_artifact: eq.Artifact) -> None:
+    ended = command("verify", small_artifact.folder)
+    assert (ended.code, ended.err) == (0, "")
+    assert "on 16 samples" in ended.out
+    shown = command("verify", small_artifact.folder, "--json")
+    assert (shown.code, shown.err) == (0, "")
+    found = json.loads(shown.out)
+    keys = ["against", "exact_here", "samples", "identical", "max_difference", "first_difference", "passed"]
+    assert list(found) == keys
+    assert found["samples"] == 16
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_command_refuses_a_changed_file(command: CommandLine, folder: Path, name: str) -> None:
+    flip_byte(folder / name)
+    before = digests(folder)
+    ended = command("verify", folder)
+    assert name in ended.refusal(2)
+    assert (ended.out, len(ended.err.splitlines())) == ("", 1)
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize("args", [[], ["--no-hash"]], ids=["hash", "no hash"])
+def test_command_refuses_what_is_no_artifact(command: CommandLine, tmp_path: Path, args: list[str]) -> None:
+    assert "manifest.json cannot be read" in command("verify", tmp_path, *args).refusal(2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_own_code_is_never_run(command: CommandLine, folder: Path) -> None:
+    (folder / "verify.py").write_text(f"open({str(folder / 'executed')!r}, 'w')")
+    (folder / "onnxruntime.py").write_text(f"open({str(folder / 'executed')!r}, 'w')")
+    assert "verify.py has sha256" in command("verify", folder).refusal(2)
+    assert command("verify", folder, "--no-hash").code == 0
+    assert not (folder / "executed").exists()
+
+
+# Damaged files that hashes would have caught, seen with --no-hash.
+
+
+def cut(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -10], ids=["empty", "in the length", "in the header", "in the data"])
+def test_damaged_golden_vectors(folder: Path, keep: int) -> None:
+    cut(folder / "golden.safetensors", keep)
+    assert f"{folder / 'golden.safetensors'} cannot be read as safetensors" in refusal(folder, check=False)
+
+
+@pytest.mark.parametrize("keep", [100, -100])
+def test_damaged_model(folder: Path, keep: int) -> None:
+    cut(folder / "model.onnx", keep)
+    assert refusal(folder, check=False).startswith("ONNX Runtime refuses the model: ")
+
+
+@pytest.mark.parametrize("name", ["golden.safetensors", "model.onnx"])
+def test_missing_file_without_hashes(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert f"{folder / name} cannot be read" in refusal(folder, check=False)
+
+
+@pytest.mark.parametrize("lost", ["inputs/x", "taps", "onnxruntime/x86/outputs/fc", "onnxruntime/x86/crc32/conv2"])
+def test_golden_vectors_of_another_model(folder: Path, lost: str) -> None:
+    path = folder / "golden.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    del tensors[lost]
+    safetensors.numpy.save_file(tensors, path)
+    found = refusal(folder, check=False)
+    assert f"model, manifest and golden vectors do not belong together (KeyError: '{lost}')" in found
+
+
+@pytest.mark.parametrize("change", [{"inputs": {}}, {"outputs": {"gone": True}}, {"checks": [{}]}], ids=str)
+def test_manifest_of_another_model(folder: Path, change: dict[str, Any]) -> None:
+    edit_manifest(folder, lambda m: m.update(change))
+    assert "do not belong together" in refusal(folder, check=False)
+
+
+# Float artifacts have nothing to be exact in.
+
+
+def test_float_twin_is_held_to_a_tolerance(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sim = eq.prepare(SmallNet().eval(), torch.randn(4, 3, 8, 8), "onnxruntime", eq.QConfigMapping().set_global(None))
+    artifact = eq.lower(eq.convert(sim), "onnxruntime", tmp_path / "float")
+    found = replay.replay(artifact.folder)
+    assert found.passed
+    assert found.first_difference is None
+    assert found.max_difference < 1e-5
+
+    def shift(bias: Any) -> Any:
+        bias[0] += 0.01
+        return bias
+
+    def shift_logits(model: onnx.ModelProto) -> None:
+        (gemm,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+        set_initializer(model, gemm.input[2], shift)
+
+    edit_model(artifact.folder, shift_logits)
+    changed = replay.replay(artifact.folder, check=False)
+    assert not changed.passed
+    assert changed.first_difference == artifact.manifest["output_ops"][0]
+    assert changed.max_difference == pytest.approx(0.01, rel=1e-2)
