@@ -47,8 +47,8 @@ def main() -> None:
             n, to_reference, to_exact = compare(run, batch_size)
             total = n * classes
             print(
-                f"{folder.name}: batch {batch_size}, {n} images: {to_reference}/{total} logits equal the reference "
-                f"({100 * to_reference / total:.4f}%), {to_exact}/{total} to exact mode ({100 * to_exact / total:.4f}%)",
+                f"{folder.name}: batch {batch_size}, {n} images, of {total} logits {to_reference} equal the reference "
+                f"({100 * to_reference / total:.4f}%), {to_exact} exact mode ({100 * to_exact / total:.4f}%)",
                 flush=True,
             )
         parity = eq.verify(run.artifact, eq.convert(run.sim), run.test_batches(128).inputs())

@@ -209,11 +209,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["run", "inspect"])
-def test_model_that_cannot_be_captured_is_located(tmp_path: Path, name: str) -> None:
+def test_model_that_cannot_be_captured_is_located(tmp_path: Path) -> None:
     file = tmp_path / "branching.py"
     file.write_text(FACTORY)
-    ended = run_edgeqat(name, "digits-edge", "--set=model.factory=branching.py:make", cwd=tmp_path)
+    ended = run_edgeqat("run", "digits-edge", "--set=model.factory=branching.py:make", cwd=tmp_path)
     line = ended.refusal(2)
     assert "Branching cannot be captured at branching.py:6 (if x.sum() > 0:)" in line
     assert "remove data-dependent control flow" in line
@@ -285,9 +284,8 @@ def test_markup_in_names_is_printed_as_it_is(command: CommandLine, tmp_path: Pat
 # Other ends.
 
 
-@pytest.mark.parametrize("missing", ["onnxruntime", "onnx", "onnxscript"])
-def test_missing_runtime_is_exit_4_before_training(tmp_path: Path, missing: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; {MAIN}"
+def test_missing_runtime_is_exit_4_before_training(tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['onnxruntime'] = None; {MAIN}"
     found = run_python(code, "run", "digits-edge", "-o", tmp_path / "out", *TINY).refusal(4)
     assert found.endswith("install it: pip install 'edgeqat[onnxruntime]'")
     assert not (tmp_path / "out").exists()

@@ -10,71 +10,48 @@ load -> train float -> export float
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeqat.data.batches import Batches
 from edgeqat.data.sources import Dataset, Split, load
-from edgeqat.errors import DataError, MissingRuntimeError, ModelError, OutputError, RecipeError
+from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
-from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.lower import lower
-from edgeqat.machine import arithmetic_here, describe_machine, installed_runtimes
-from edgeqat.measuring.measure import Measurement, estimate, measure
-from edgeqat.measuring.parity import Parity, compare_float, verify
-from edgeqat.metrics import METRICS, paired_difference
+from edgeqat.machine import arithmetic_here, installed_runtimes
+from edgeqat.measuring.measure import measure
+from edgeqat.measuring.parity import compare_float, verify
+from edgeqat.measuring.variant import Variant
+from edgeqat.metrics import METRICS
 from edgeqat.planning import Plan, plan
-from edgeqat.program import QuantizedProgram
 from edgeqat.qconfig import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
+from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.page import render_page
 from edgeqat.reporting.schema import (
-    FLOAT_TWIN,
-    LatencyRow,
-    MetricRow,
-    OpsRow,
-    ParityRow,
     Report,
-    Row,
-    judge,
 )
+from edgeqat.run_folder import check_free, claim
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
-from edgeqat.train.loop import Epoch, fit, predict
-from edgeqat.version import __version__
+from edgeqat.train.loop import Epoch, fit
 
 __all__ = ["plan_recipe", "run"]
 
 EVAL_BATCH = 128
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
-OWN_NAMES = frozenset({"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency"})
-"""What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
 
 GOLDEN_N = 16
-
-
-@dataclass(eq=False)
-class Variant:
-    """One of the models a run compares, with all that was made of it."""
-
-    name: str
-    model: nn.Module
-    program: QuantizedProgram
-    artifacts: dict[str, Artifact] = field(default_factory=dict)
-    parity: dict[str, Parity] = field(default_factory=dict)
-    measured: dict[str, Measurement] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -136,7 +113,7 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
-    report = _report(work, variants)
+    report = build_report(recipe, work.data, work.batches(work.data.test), variants)
     write_atomically(folder / "report.html", render_page(report, str(planned)))
     write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report
@@ -196,43 +173,6 @@ def check_feasible(work: Run, model: nn.Module) -> None:
             f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
             f"check model.args and task.loss against the {len(data.labels)} classes of the data"
         ) from error
-
-
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Checks, without touching it, that a run may be written to `folder`.
-
-    Raises:
-        OutputError: It is a file, holds another run (and `overwrite` is off), or holds something else.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, wanted a directory for the run")
-    entries = {path.name for path in folder.iterdir()}
-    if not entries:
-        return
-    foreign = sorted(entries - OWN_NAMES)
-    if foreign or "recipe.yaml" not in entries:
-        found = f", such as {foreign[0]}" if foreign else ""
-        raise OutputError(f"{folder} holds files that are no edgeqat run{found}; choose another directory")
-    if not overwrite:
-        state = "a finished run" if "report.json" in entries else "an unfinished run"
-        raise OutputError(f"{folder} holds {state}; pass --overwrite to replace it, or choose another directory")
-
-
-def claim(folder: Path, overwrite: bool) -> None:
-    """Makes `folder` an empty directory.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    check_free(folder, overwrite)
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory {folder}: {error.strerror}; choose another place") from error
 
 
 def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
@@ -358,82 +298,4 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     for (variant, runtime), measurement in zip(places, found, strict=True):
         variant.measured[runtime] = measurement
         lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
-        write_atomically(work.folder / _samples(variant, runtime), "ms\n" + lines)
-
-
-def _samples(variant: Variant, runtime: str) -> str:
-    return f"latency/{variant.name}-{runtime}.csv"
-
-
-def _report(work: Run, variants: list[Variant]) -> Report:
-    rows: list[Row] = []
-    scores: dict[tuple[str, str], Tensor] = {}
-    metric = METRICS[work.recipe.task.metric]
-    for variant in variants:
-        outputs, targets = predict(lambda x, m=variant.model: m(x), work.batches(work.data.test))  # type: ignore[misc]
-        scores[variant.name, "simulation"] = metric.per_sample(outputs, targets)
-        for runtime, measurement in variant.measured.items():
-            scores[variant.name, runtime] = measurement.per_sample
-    for variant in variants:
-        for runtime in ("simulation", *variant.artifacts):
-            rows.append(_row(work, variant, runtime, scores))
-    recipe, data = work.recipe, work.data
-    gated = "ptq" if recipe.train is None else "qat"
-    return Report(
-        edgeqat=__version__,
-        recipe=recipe.model_dump(),
-        recipe_sha256=recipe.sha256(),
-        machine=describe_machine(recipe.measure.threads).to_dict(),
-        data={
-            "source": data.source,
-            "train_n": len(data.train),
-            "calibration_n": len(data.calibration),
-            "eval_n": len(data.test),
-        },
-        results=rows,
-        gate=judge(rows, recipe.gate, recipe.export, gated),
-    )
-
-
-def _row(work: Run, variant: Variant, runtime: str, scores: dict[tuple[str, str], Tensor]) -> Row:
-    own = scores[variant.name, runtime]
-    metric = estimate(own)
-    twin = FLOAT_TWIN.get(variant.name)
-    drop = None if twin is None else paired_difference(scores[twin, runtime], own)
-    artifact, measured = variant.artifacts.get(runtime), variant.measured.get(runtime)
-    parity = variant.parity.get(runtime)
-    program = variant.program
-    return Row(
-        variant=variant.name,  # type: ignore[arg-type]
-        runtime=runtime,
-        engine=None if artifact is None else str(artifact.manifest["engine"]),
-        arithmetic=None if artifact is None else arithmetic_here(runtime),
-        metric=MetricRow(name=work.recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n),
-        drop=None if drop is None else drop.value,
-        drop_ci95=None if drop is None else (drop.low, drop.high),
-        file_bytes=None if measured is None else measured.file_bytes,
-        payload_bytes=None if measured is None else measured.payload_bytes,
-        latency_ms=None if measured is None else _latency_row(variant, runtime, measured),
-        parity=None if parity is None else _parity_row(parity),
-        ops=OpsRow(integer=len(program.integer_ops()), float=len(program.float_origins())),
-        artifact=None if artifact is None else str(artifact.path.relative_to(work.folder)),
-        sha256=None if artifact is None else str(artifact.manifest["files"][artifact.path.name]["sha256"]),
-    )
-
-
-def _latency_row(variant: Variant, runtime: str, measured: Measurement) -> LatencyRow:
-    latency = measured.latency
-    return LatencyRow(
-        batch=latency.batch,
-        threads=latency.threads,
-        n=len(latency.samples_ms),
-        p50=latency.percentile(50),
-        p90=latency.percentile(90),
-        p99=latency.percentile(99),
-        samples=_samples(variant, runtime),
-    )
-
-
-def _parity_row(parity: Parity) -> ParityRow:
-    fields: dict[str, Any] = {name: getattr(parity, name) for name in ParityRow.model_fields}
-    return ParityRow(**fields)
+        write_atomically(work.folder / samples_path(variant, runtime), "ms\n" + lines)

@@ -136,7 +136,10 @@ def plan_graph(fused: FusedGraph, qconfig_mapping: Any = None, target: str | Seq
 
 
 class _Planner:
-    """Walks the regions once, in order, and writes the program down."""
+    """Walks the regions once, in order, and writes the program down.
+
+    Names it makes itself hold a colon, which no module name does, so that they never meet a user's.
+    """
 
     def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...]) -> None:
         self.fused, self.mapping, self.rules = fused, mapping, rules
@@ -165,7 +168,7 @@ class _Planner:
         if reason:
             self.pending.append((region, reason))
             for i, node in enumerate(region.outputs):
-                self.named[node] = region.name if len(region.outputs) == 1 else f"{region.name}.{i}"
+                self.named[node] = region.name if len(region.outputs) == 1 else f"{region.name}:{i}"
             return
         assert region.form is not None and qconfig is not None
         self._flush()
@@ -228,7 +231,7 @@ class _Planner:
         self.named[region.outputs[0]] = region.name
         if isinstance(form.attrs, AveragePoolAttrs) and form.attrs.kernel is None and len(shape) == 2:
             # mean without keepdim: a pool that leaves [N, C, 1, 1], then a view.
-            pooled = f"{region.name}.pooled"
+            pooled = f"{region.name}:pooled"
             self._value(pooled, (*shape, 1, 1), grid, why, qconfig)
             self.ops.append(Op(form.kind, inputs, (pooled,), form.attrs, origins=region.origins))
             channels = shape[1]
@@ -304,7 +307,7 @@ class _Planner:
         value = self.values[name]
         if value.grid is not None:
             return name
-        twin = f"{name}.quantized"
+        twin = f"{name}:quantized"
         if twin not in self.values:
             self._value(twin, value.shape, self._new_grid(qconfig), f"{qconfig.activation.observer} range", qconfig)
             self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))
@@ -315,7 +318,7 @@ class _Planner:
         value = self.values[name]
         if value.grid is None:
             return name
-        twin = f"{name}.dequantized"
+        twin = f"{name}:dequantized"
         if twin not in self.values:
             self._value(twin, value.shape, None, "leaves the integers")
             self.ops.append(Op(Kind.DEQUANTIZE, (name,), (twin,), NoAttrs()))

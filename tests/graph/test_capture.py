@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import Branches, DataDependent, FixedBatch, SmallNet, shake
 from torch import Tensor, fx, nn
 
 from edgeqat.errors import CaptureError, InputError
 from edgeqat.graph.capture import CapturedGraph, capture
 from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
+from models import Branches, DataDependent, FixedBatch, SmallNet, shake
 
 IMAGE = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

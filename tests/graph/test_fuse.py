@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from models import SmallNet
 from torch import Tensor, nn
 
 from edgeqat.errors import PlanError
@@ -11,6 +10,7 @@ from edgeqat.graph.capture import capture
 from edgeqat.graph.fuse import FusedGraph, fuse
 from edgeqat.program import AveragePoolAttrs, Kind, PadAttrs, SliceAttrs
 from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
+from models import SmallNet
 
 IMAGE = torch.zeros(2, 3, 16, 16)
 

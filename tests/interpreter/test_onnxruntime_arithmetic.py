@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import grid, on_grid, one_op
 from torch import Tensor
 
 from edgeqat.interpreter.arithmetic import ARITHMETICS
@@ -31,6 +30,7 @@ from edgeqat.program import (
     SliceAttrs,
     ViewAttrs,
 )
+from programs import grid, on_grid, one_op
 
 pytestmark = pytest.mark.skipif(
     arithmetic_here("onnxruntime") != "onnxruntime/x86",

@@ -78,7 +78,7 @@ def test_lowering_again_replaces_the_folder(small_program: eq.QuantizedProgram, 
 def test_golden_inputs_are_the_users_or_16_on_the_input_grid(
     small_program: eq.QuantizedProgram, small_artifact: eq.Artifact, tmp_path: Path
 ) -> None:
-    scale, zero_point = small_program.grid_of("x.quantized").per_tensor()
+    scale, zero_point = small_program.grid_of("x:quantized").per_tensor()
     own = safetensors.torch.load_file(small_artifact.folder / "golden.safetensors")["inputs/x"]
     assert own.shape == (16, 3, 8, 8)
     assert float(own.min()) >= (0 - zero_point) * scale

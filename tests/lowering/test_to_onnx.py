@@ -6,13 +6,13 @@ import onnx
 import onnx.checker
 import pytest
 import torch
-from models import Branches, FloatMiddle, SmallNet, shake
-from torch import Tensor, nn
+from torch import nn
 
 import edgeqat as eq
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
 from edgeqat.zoo import edge_model, resnet20
+from models import Branches, FloatMiddle, SmallNet, shake
 
 IMAGE = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

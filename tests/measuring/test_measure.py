@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from models import SmallNet, shake
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
 from edgeqat.lowering.to_onnx import payload_bytes, spell
 from edgeqat.measuring.latency import MAX_ROUNDS, MIN_ROUNDS, measure_latency
+from models import SmallNet, shake
 
 IMAGE = torch.randn(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

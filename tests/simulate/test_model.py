@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from models import Branches, FloatMiddle, SmallNet, shake
 from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.fold_bn import folded_parameters
 from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
+from models import Branches, FloatMiddle, SmallNet, shake
 
 IMAGE = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

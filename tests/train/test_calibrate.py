@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import SmallNet, shake
 from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
+from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -15,7 +15,7 @@ def test_ranges_come_from_what_was_seen() -> None:
     mapping = eq.QConfig(activation=eq.ActivationConfig(observer="minmax"))
     sim = eq.prepare(nn.Conv2d(3, 3, 1).eval(), IMAGE, qconfig_mapping=mapping)
     eq.calibrate(sim, [IMAGE[:8], IMAGE[8:]])
-    quantizer = sim.quantizer_of("input.quantized")
+    quantizer = sim.quantizer_of("input:quantized")
     low, high = float(IMAGE.min()), float(IMAGE.max())
     assert float(quantizer.scale) == pytest.approx((high - low) / 255, rel=1e-6)
     assert int(quantizer.zero_point) == round(-low / float(quantizer.scale))

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from models import SmallNet, shake
 from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
 from edgeqat.train.loop import Epoch, predict
+from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 BATCHES = [(IMAGE[:8], torch.arange(8) % 10), (IMAGE[8:], torch.arange(8) % 10)]

@@ -19,7 +19,7 @@ from edgeqat.interpreter.run import Interpreter
 from edgeqat.program import Kind, QuantizedProgram
 from edgeqat.replay import checksums
 
-__all__ = ["GOLDEN_N", "exact_values", "golden_vectors", "sample_inputs"]
+__all__ = ["GOLDEN_N", "golden_vectors", "sample_inputs", "what_is_owed"]
 
 GOLDEN_N = 16
 GOLDEN_SEED = 20240229
@@ -42,13 +42,22 @@ def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
     return samples
 
 
-def exact_values(program: QuantizedProgram) -> set[str]:
-    """Values that no float island has touched: a runtime must reproduce these to the bit."""
-    exact = set(program.inputs)
+def what_is_owed(program: QuantizedProgram) -> dict[str, str]:
+    """How near a runtime must come to the golden vectors, for every value.
+
+    "exact": no float island is upstream, so every bit is owed. "close": float ops on exact values, which two
+    libraries may compute differently in the last bits. "reported": a float result was quantized again, so a last
+    bit may have become a step; nothing bounds what follows from it.
+    """
+    owed = dict.fromkeys(program.inputs, "exact")
     for op in program.ops:
-        if op.kind is not Kind.FLOAT and all(name in exact for name in op.inputs):
-            exact.update(op.outputs)
-    return exact - set(program.inputs)
+        upstream = {owed[name] for name in op.inputs}
+        if op.kind is Kind.FLOAT:
+            level = "reported" if "reported" in upstream else "close"
+        else:
+            level = "exact" if upstream <= {"exact"} else "reported"
+        owed.update(dict.fromkeys(op.outputs, level))
+    return owed
 
 
 def golden_vectors(

@@ -13,7 +13,7 @@ from edgeqat import replay
 from edgeqat.errors import InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.lowering.artifact import Artifact
-from edgeqat.lowering.golden import exact_values, golden_vectors, sample_inputs
+from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
 from edgeqat.machine import describe_machine
@@ -80,7 +80,7 @@ def _manifest(
     inputs: list[Tensor],
     preprocessing: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    exact = exact_values(program)
+    owed = what_is_owed(program)
     versions = describe_machine(threads=1).versions
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return {
@@ -97,8 +97,7 @@ def _manifest(
             name: {"shape": list(program.values[name].shape), "dtype": str(t.dtype).removeprefix("torch.")}
             for name, t in zip(program.inputs, inputs, strict=True)
         },
-        "outputs": {name: name in exact for name in program.outputs},
-        "output_ops": [_maker(program, name).name for name in program.outputs],
+        "outputs": {n: {"op": _maker(program, n).name, "owed": owed[n]} for n in program.outputs},
         "preprocessing": preprocessing,
         "coverage": {
             "integer": len(program.integer_ops()),
@@ -112,7 +111,7 @@ def _manifest(
             if value.grid is not None
         },
         "checks": [
-            {"op": op.name, "value": name, "exact": name in exact}
+            {"op": op.name, "value": name, "exact": owed[name] == "exact"}
             for op in program.ops
             for name in op.outputs
             if program.values[name].grid is not None

@@ -187,7 +187,7 @@ class _Speller:
         assert op.bias is not None
         input_scale, _ = self.program.grid_of(op.inputs[0]).filled()
         weight_scale, _ = const.grid.filled()
-        name, result = self._own_name(f"{op.name}.bias"), f"{short}e"
+        name, result = self._own_name(f"{op.name}:bias"), f"{short}e"
         self._initializer(name, op.bias.numpy())
         scale = input_scale * weight_scale
         self._initializer(f"{short}t", scale.numpy())

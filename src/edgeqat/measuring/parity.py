@@ -52,16 +52,16 @@ class _Tally:
     def __init__(self) -> None:
         self.n = self.equal = self.elements = self.agreed = 0
 
-    def add(self, found: list[Tensor], expected: list[Tensor]) -> bool:
-        """Counts a batch; whether every element is equal."""
-        before = self.elements - self.equal
+    def add(self, found: list[Tensor], expected: list[Tensor]) -> list[int]:
+        """Counts a batch; the positions of the outputs that are not equal."""
+        unequal = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
         for a, b in zip(found, expected, strict=True):
             self.equal += int((a == b).sum())
             self.elements += a.numel()
         first_a, first_b = found[0].flatten(1), expected[0].flatten(1)
         self.agreed += int((first_a.argmax(1) == first_b.argmax(1)).sum())
         self.n += len(first_a)
-        return self.elements - self.equal == before
+        return unequal
 
     def shares(self) -> tuple[float, float]:
         """(bit-identical elements, agreeing samples)."""
@@ -93,20 +93,22 @@ def verify(
     interpreter = Interpreter(program, ARITHMETICS[against])
     model = artifact.path.read_bytes()
     plain, tapped = OnnxSession(model), OnnxSession(model + taps_suffix(program))
-    tally, worst, first, outputs_equal = _Tally(), 0.0, None, True
+    tally, worst, first = _Tally(), 0.0, None
+    wrong_outputs: set[str] = set()
     order = {name: i for i, name in enumerate(program.values)}
     for batch in batches:
         inputs = program.signature.flatten(batch)
         outputs, values = interpreter.run_with_taps(inputs)
-        outputs_equal &= tally.add(plain.run(inputs), pytree.tree_leaves(outputs))
+        unequal = tally.add(plain.run(inputs), pytree.tree_leaves(outputs))
+        wrong_outputs.update(program.outputs[i] for i in unequal)
         inside = dict(zip(tapped.outputs, tapped.run(inputs), strict=True))
         for name, expected in values.items():
             steps = float((inside[name].to(torch.float32) - expected).abs().max())
             worst = max(worst, steps)
             if steps > 0 and (first is None or order[name] < order[first]):
                 first = name
-    if first is None and not outputs_equal:
-        first = str(artifact.manifest["output_ops"][0])
+    if first is None and wrong_outputs:
+        first = str(artifact.manifest["outputs"][min(wrong_outputs, key=order.__getitem__)]["op"])
     identical, agreement = tally.shares()
     here = arithmetic_here(artifact.runtime) == against
     return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from edgeqat.errors import EdgeqatError
 from edgeqat.recipe import GateSection
 
 __all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge"]
@@ -138,18 +139,17 @@ def _checks(row: Row, twin: Row, gate: GateSection) -> list[Check]:
         ("min_speedup", gate.min_speedup, speedup(row, twin), True),
         ("min_agreement", gate.min_agreement, None if row.parity is None else row.parity.agreement, True),
     ]
-    return [
-        Check(
-            name=name,
-            variant=row.variant,
-            runtime=row.runtime,
-            limit=limit,
-            value=value,
-            passed=value >= limit if at_least else value <= limit,
+    checks: list[Check] = []
+    for name, limit, value, at_least in found:
+        if limit is None:
+            continue
+        if value is None:
+            raise EdgeqatError(f"gate.{name}: not measured for {row.variant} on {row.runtime}")
+        passed = value >= limit if at_least else value <= limit
+        checks.append(
+            Check(name=name, variant=row.variant, runtime=row.runtime, limit=limit, value=value, passed=passed)
         )
-        for name, limit, value, at_least in found
-        if limit is not None and value is not None
-    ]
+    return checks
 
 
 def size_ratio(row: Row, twin: Row) -> float | None:

@@ -70,6 +70,7 @@ class _Builder:
         self.quantizers: dict[str, Quantizer] = {}
         self.biases: dict[str, str] = {}
         integer = (op for op in plan.program.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT))
+        self.quantized_here = {op.name for op in plan.program.ops if op.kind is Kind.QUANTIZE}
         self.ops: dict[str, Op] = {op.name: op for op in integer}
 
     def build(self) -> SimulatedModel:
@@ -88,7 +89,7 @@ class _Builder:
 
     def _region(self, region: Region) -> None:
         # A mean without keepdim became a pool and a view; the pool is what reads the region's input.
-        op = self.ops.get(f"{region.name}.pooled", self.ops.get(region.name))
+        op = self.ops.get(f"{region.name}:pooled", self.ops.get(region.name))
         if op is None:  # float, or dropout: as it was
             for node in region.nodes:
                 self.made[node] = self._copy(node)
@@ -122,7 +123,7 @@ class _Builder:
         bias: fx.Node | None = None
         if bias_name is not None:
             self.biases[op.name] = bias_name
-            name = f"{op.name}.bias"
+            name = f"{op.name}:bias"
             self.quantizers[name] = BiasQuantizer(name)
             scale = self.graph.call_function(operator.getitem, (pair, 1))
             input_scale = self.graph.get_attr(f"quantizers.{key_of(self._grid_owner(op.inputs[0]))}.scale")
@@ -141,7 +142,7 @@ class _Builder:
     def _input(self, value: str, node: fx.Node) -> fx.Node:
         """What an integer op reads: the tensor of `node`, quantized here if the plan quantizes it on the way in."""
         made = self._read(node)
-        if not value.endswith(".quantized") or value not in self.plan.activations:
+        if value not in self.quantized_here:
             return made
         if (value, node) not in self.twins:
             self.twins[value, node] = self._quantize(value, None, made)

@@ -1,0 +1,26 @@
+"""One of the models that a run compares, with all that was made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from edgeqat.lowering.artifact import Artifact
+from edgeqat.measuring.measure import Measurement
+from edgeqat.measuring.parity import Parity
+from edgeqat.program import QuantizedProgram
+
+__all__ = ["Variant"]
+
+
+@dataclass(eq=False)
+class Variant:
+    """One of the models a run compares, with all that was made of it."""
+
+    name: str
+    model: nn.Module
+    program: QuantizedProgram
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    measured: dict[str, Measurement] = field(default_factory=dict)
