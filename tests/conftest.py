@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import edgeqat as eq
 from helpers import CommandLine
@@ -12,6 +13,10 @@ from models import SmallNet, shake
 
 # Test workers share the machine's few cores: more threads than cores make everything ten times slower.
 torch.set_num_threads(1)
+
+# The same examples every time, and no deadline: machines differ in speed, properties do not.
+settings.register_profile("edgeqat", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.load_profile("edgeqat")
 
 
 @pytest.fixture

@@ -139,6 +139,7 @@ def test_inspect_diff_shows_only_what_differs(command: CommandLine, tmp_path: Pa
     assert any(line.startswith("+  fc: ") and "float" in line for line in lines)
     assert not any("entry_block" in line for line in lines)
     assert command("inspect", "digits-edge", "--diff", "cifar10-edge").out == "the plans are the same\n"
+    assert json.loads(command("inspect", "digits-edge", "--diff", "cifar10-edge", "--json").out) == {"diff": []}
 
 
 def test_doctor(command: CommandLine) -> None:

@@ -354,3 +354,8 @@ def test_any_recipe_round_trips_exactly(data: dict[str, Any]) -> None:
     assert again == recipe
     assert repr(again) == repr(recipe)  # what == lets pass: 1 for 1.0 and True
     assert again.sha256() == recipe.sha256()
+
+
+def test_an_empty_mapping_takes_factory_arguments_away() -> None:
+    assert load_recipe("digits-edge", ["model.args={}"]).model.args == {}
+    assert load_recipe("digits-edge", ["model.args={width: 2}"]).model.args == {"num_classes": 10, "width": 2}

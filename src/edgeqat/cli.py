@@ -89,7 +89,11 @@ def inspect(
 
     planned = plan_recipe(load_recipe(recipe, settings))
     if diff is not None:
-        print(planned.diff(plan_recipe(load_recipe(diff, settings))) or "the plans are the same")
+        difference = planned.diff(plan_recipe(load_recipe(diff, settings)))
+        if as_json:
+            print(json.dumps({"diff": difference.splitlines()}, indent=1))
+        else:
+            print(difference or "the plans are the same")
     elif as_json:
         print(json.dumps(planned.to_dict(), indent=1))
     else:

@@ -266,7 +266,8 @@ def _apply(data: dict[str, Any], setting: str) -> None:
 
 def _merge(data: dict[str, Any], changed: Mapping[str, Any]) -> None:
     for key, value in changed.items():
-        if isinstance(value, dict) and isinstance(data.get(key), dict):
+        # An empty mapping replaces what was there: how else could arguments be taken away?
+        if isinstance(value, dict) and value and isinstance(data.get(key), dict):
             _merge(data[key], value)
         else:
             data[key] = value
