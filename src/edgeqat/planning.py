@@ -223,7 +223,7 @@ class _Planner:
             grid, why = None, "the last linear layer gives float logits straight from its accumulator"
         else:
             grid = self._new_grid(qconfig)
-            why = f"{qconfig.activation.observer} range"
+            why = f"integer kernel, {qconfig.activation.observer} range"
         if form.weight is not None:
             self._const(form.weight, qconfig)
         if region.batch_norm is not None:
@@ -309,7 +309,13 @@ class _Planner:
             return name
         twin = f"{name}:quantized"
         if twin not in self.values:
-            self._value(twin, value.shape, self._new_grid(qconfig), f"{qconfig.activation.observer} range", qconfig)
+            self._value(
+                twin,
+                value.shape,
+                self._new_grid(qconfig),
+                f"enters the integers, {qconfig.activation.observer} range",
+                qconfig,
+            )
             self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))
         return twin
 
@@ -358,10 +364,10 @@ def _rows(program: QuantizedProgram, op: Op) -> list[PlanRow]:
         return "float" if found is None else found.describe()
 
     weight = "" if op.weight is None else program.consts[op.weight].grid.describe()
-    fused = " + ".join(o.module or o.aten for o in op.origins[1:]) if len(op.origins) > 1 else ""
     activation = op.attrs.activation if isinstance(op.attrs, (ConvAttrs, LinearAttrs, AddAttrs)) else None
-    fused += f" ({activation})" if activation else ""
+    norms = [o.module for o in op.origins[1:] if o.aten == "aten.batch_norm"]
+    fused = " + ".join([*norms, *([activation] if activation else [])])
     module = op.origins[0].describe() if op.origins else ""
     inputs = ", ".join(grid(name) for name in op.inputs)
     why = program.values[op.name].why
-    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused.strip(), why)]
+    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused, why)]
