@@ -19,6 +19,12 @@ settings.register_profile("edgeqat", deadline=None, derandomize=True, max_exampl
 settings.load_profile("edgeqat")
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Random weights are the same in every run, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(monkeypatch, capsys)

@@ -42,8 +42,13 @@ def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> 
         return scaled.to(weight.dtype), shift.to(weight.dtype)
 
 
-def fold_region(root: nn.Module, region: Region) -> str | None:
-    """Folds a region's batch norm into the parameters under `root`, and removes it.
+def fold_region(root: nn.Module, region: Region, captured: nn.Module) -> str | None:
+    """Folds a region's batch norm into the parameters under `root`, and removes it there.
+
+    Args:
+        root: Changed in place.
+        region: The region.
+        captured: Holds the batch norm still, where an earlier region that it also follows has removed it.
 
     Returns:
         The dotted name of the region's bias: the one it had, the one that folding made, or None.
@@ -55,7 +60,7 @@ def fold_region(root: nn.Module, region: Region) -> str | None:
     owner, leaf = owner_of(root, weight_name)
     weight = owner.get_parameter(leaf)
     norm_name = str(region.batch_norm.target)
-    norm = root.get_submodule(norm_name)
+    norm = captured.get_submodule(norm_name)
     assert isinstance(norm, _BatchNorm)
     bias = None if bias_name is None else root.get_parameter(bias_name)
     new_weight, new_bias = folded_parameters(weight, bias, norm)
@@ -69,5 +74,5 @@ def fold_region(root: nn.Module, region: Region) -> str | None:
         owner.register_parameter(bias_leaf, nn.Parameter(new_bias, requires_grad=weight.requires_grad))
         bias_name = f"{weight_name.rpartition('.')[0]}.{bias_leaf}".lstrip(".")
     norm_owner, norm_leaf = owner_of(root, norm_name)
-    del norm_owner._modules[norm_leaf]
+    norm_owner._modules.pop(norm_leaf, None)
     return bias_name

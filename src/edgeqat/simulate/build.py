@@ -113,7 +113,7 @@ class _Builder:
         """A conv or linear over quantized input, weight and bias."""
         assert region.form is not None and op.weight is not None
         x = self._input(op.inputs[0], region.form.inputs[0])
-        bias_name = fold_region(self.root, region)
+        bias_name = fold_region(self.root, region, self.fused.captured.root)
         weight = self.graph.get_attr(op.weight)
         if op.weight not in self.quantizers:
             parameter = self.root.get_parameter(op.weight)
