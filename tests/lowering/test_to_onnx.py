@@ -12,6 +12,7 @@ import edgeqat as eq
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
 from edgeqat.zoo import edge_model, resnet20
+from helpers import EXACT_ARITHMETIC
 from models import Branches, FloatMiddle, SmallNet, shake
 
 IMAGE = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -41,6 +42,7 @@ def test_every_op_becomes_one_integer_kernel_and_nothing_stays_float(name: str) 
     assert set(ops) <= integer | moving | {"QuantizeLinear"}
 
 
+@EXACT_ARITHMETIC
 @pytest.mark.parametrize("batch", [1, 5, 128])
 @pytest.mark.parametrize("name", MODELS)
 def test_any_batch_runs_and_equals_the_reference(name: str, batch: int) -> None:
@@ -82,6 +84,7 @@ def folded_sizes(program: eq.QuantizedProgram) -> int:
     return sum(p.numel() + p.shape[0] for p in body.parameters() if p.dim() > 1)
 
 
+@EXACT_ARITHMETIC
 def test_islands_between_integer_ops_are_inlined() -> None:
     torch.manual_seed(0)
     program = converted(FloatMiddle())
@@ -95,6 +98,7 @@ def test_islands_between_integer_ops_are_inlined() -> None:
     assert float((found - expected).abs().max()) <= 4 * step
 
 
+@EXACT_ARITHMETIC
 def test_several_inputs_and_outputs() -> None:
     torch.manual_seed(0)
     program = converted(Branches(), (IMAGE, IMAGE + 1))
@@ -103,6 +107,7 @@ def test_several_inputs_and_outputs() -> None:
     assert torch.equal(found[0], expected["sum"]) and torch.equal(found[1], expected["map"])
 
 
+@EXACT_ARITHMETIC
 def test_taps_appended_to_the_file_show_every_integer_value() -> None:
     torch.manual_seed(0)
     program = converted(shake(SmallNet()))
@@ -120,6 +125,7 @@ def test_payload_counts_weights_and_biases_alone() -> None:
     assert payload_bytes(spell(program)) == weights + biases
 
 
+@EXACT_ARITHMETIC
 @pytest.mark.parametrize("bits", [2, 4, 7])
 def test_narrow_weights_stay_exact(bits: int) -> None:
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import edgeqat as eq
 from edgeqat.errors import DataError, InputError
 from edgeqat.lowering.to_onnx import payload_bytes, spell
 from edgeqat.measuring.latency import MAX_ROUNDS, MIN_ROUNDS, measure_latency
+from helpers import EXACT_ARITHMETIC
 from models import SmallNet, shake
 
 IMAGE = torch.randn(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -25,6 +26,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[eq.Artifact, eq.Arti
     )
 
 
+@EXACT_ARITHMETIC
 def test_one_code_path_measures_float_and_int8(
     pair: tuple[eq.Artifact, eq.Artifact, eq.QuantizedProgram],
 ) -> None:
@@ -54,6 +56,7 @@ def test_latency_is_of_the_batch_asked_for(
     assert found["a"].batch == 7 and len(found["a"].samples_ms) == MIN_ROUNDS
 
 
+@EXACT_ARITHMETIC
 def test_an_artifact_returns_the_model_s_own_structure(
     pair: tuple[eq.Artifact, eq.Artifact, eq.QuantizedProgram],
 ) -> None:

@@ -11,15 +11,12 @@ import torch
 
 import edgeqat as eq
 from edgeqat.errors import DataError, TamperedError
-from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.parity import compare_float
 from edgeqat.replay import replay
+from helpers import EXACT_ARITHMETIC
 from models import FloatMiddle, SmallNet, shake
 
 IMAGE = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-ON_X86 = pytest.mark.skipif(
-    arithmetic_here("onnxruntime") != "onnxruntime/x86", reason="needs x86 with VNNI: equality is owed only there"
-)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def artifact(program: eq.QuantizedProgram, tmp_path: Path) -> eq.Artifact:
     return eq.lower(program, "onnxruntime", tmp_path / "artifact")
 
 
-@ON_X86
+@EXACT_ARITHMETIC
 def test_an_honest_artifact_is_bit_identical(artifact: eq.Artifact, program: eq.QuantizedProgram) -> None:
     parity = eq.verify(artifact, program, [IMAGE[:20], IMAGE[20:]])
     assert parity == dataclasses.replace(
@@ -66,7 +63,7 @@ def largest(program: eq.QuantizedProgram, name: str) -> int:
     return int(data.flatten().abs().argmax())
 
 
-@ON_X86
+@EXACT_ARITHMETIC
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
 def test_one_changed_weight_is_named_at_its_op(
     artifact: eq.Artifact, program: eq.QuantizedProgram, layer: str
@@ -79,7 +76,7 @@ def test_one_changed_weight_is_named_at_its_op(
     assert parity.max_error_steps >= 1.0  # the logits may still be equal: later clamps can absorb it
 
 
-@ON_X86
+@EXACT_ARITHMETIC
 def test_a_changed_last_layer_is_named_by_its_float_output(
     artifact: eq.Artifact, program: eq.QuantizedProgram
 ) -> None:
@@ -88,7 +85,7 @@ def test_a_changed_last_layer_is_named_by_its_float_output(
     assert parity.first_difference == "fc" and parity.max_error_steps == 0.0
 
 
-@ON_X86
+@EXACT_ARITHMETIC
 def test_one_changed_scale_is_named_at_the_op_that_makes_the_value(
     artifact: eq.Artifact, program: eq.QuantizedProgram
 ) -> None:
@@ -103,7 +100,7 @@ def test_one_changed_scale_is_named_at_the_op_that_makes_the_value(
     assert parity.first_difference == "conv2"
 
 
-@ON_X86
+@EXACT_ARITHMETIC
 def test_one_changed_bias_is_named(artifact: eq.Artifact, program: eq.QuantizedProgram) -> None:
     # One step of a bias is far below one step of the output, so it is moved by many.
     model = onnx.load(artifact.path)
@@ -124,6 +121,7 @@ def test_a_float_artifact_is_compared_with_its_model(tmp_path: Path) -> None:
     assert not parity.exact_here
 
 
+@EXACT_ARITHMETIC
 def test_values_behind_a_float_island_are_compared_in_steps(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sim = eq.calibrate(eq.prepare(FloatMiddle().eval(), IMAGE), [IMAGE])
