@@ -74,6 +74,28 @@ class FloatMiddle(nn.Module):
         return self.last(self.drop(x * 2.0))
 
 
+class WithConstants(nn.Module):
+    """Tensors made in forward, and a view of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1) + 0.5
+
+
+class Tokens(nn.Module):
+    """Integer inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(10, 8), nn.Linear(8, 4)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.fc(self.table(indices).mean(1))
+
+
 class DataDependent(nn.Module):
     """Cannot be exported."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from edgeqat.errors import PlanError
@@ -155,7 +156,9 @@ class _Planner:
         self.pending: list[tuple[Region, str]] = []
         for node, name in self.captured.placeholders().items():
             self.named[node] = name
-            self._value(name, self.captured.shape_of(node), None, "an input of the model")
+            self._value(
+                name, self.captured.shape_of(node), None, "an input of the model", dtype=node.meta["val"].dtype
+            )
 
     def place(self, region: Region) -> None:
         """Adds one region: to the program, or to the float island being collected."""
@@ -272,7 +275,8 @@ class _Planner:
         for region, reason in pending:
             for node in region.outputs:
                 if node in outputs:
-                    self._value(self.named[node], self.captured.shape_of(node), None, reason)
+                    shape, dtype = self.captured.shape_of(node), node.meta["val"].dtype
+                    self._value(self.named[node], shape, None, reason, dtype=dtype)
         body = build_island(self.captured, nodes, reads, outputs)
         origins = tuple(
             Origin(o.module, o.type, o.aten, o.line, reason) for region, reason in pending for o in region.origins
@@ -297,8 +301,9 @@ class _Planner:
         grid: Grid | None,
         why: str,
         owner: QConfig | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.values[name] = Value(name, shape, grid, why)
+        self.values[name] = Value(name, shape, grid, why, dtype)
         if grid is not None and owner is not None:
             self.activations[name] = owner.activation
 

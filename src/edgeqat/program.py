@@ -221,12 +221,14 @@ class Value:
         shape: Sizes, "batch" for the dynamic first dimension.
         grid: None means float.
         why: Why it is float, or why it has this grid.
+        dtype: What it holds where it has no grid; float32 but for a user's own integer or half inputs and outputs.
     """
 
     name: str
     shape: tuple[int | str, ...]
     grid: Grid | None
     why: str
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,16 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}
+DTYPES = {
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I8": "|i1",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
 
 FLOAT_TOLERANCE = 1e-4
 """Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""

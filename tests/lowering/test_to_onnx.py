@@ -11,9 +11,10 @@ from torch import nn
 import edgeqat as eq
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
+from edgeqat.replay import replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import EXACT_ARITHMETIC
-from models import Branches, FloatMiddle, SmallNet, shake
+from models import Branches, FloatMiddle, SmallNet, Tokens, WithConstants, shake
 
 IMAGE = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -105,6 +106,25 @@ def test_several_inputs_and_outputs() -> None:
     found = OnnxSession(spell(program).SerializeToString()).run([IMAGE, IMAGE - 1])
     expected = eq.reference(program, (IMAGE, IMAGE - 1))
     assert torch.equal(found[0], expected["sum"]) and torch.equal(found[1], expected["map"])
+
+
+INPUTS = {
+    "constants made in forward": (WithConstants, IMAGE),
+    "integer inputs": (Tokens, torch.arange(40).reshape(8, 5) % 10),
+    "half precision, all in float": (lambda: nn.Conv2d(3, 4, 1).half(), IMAGE.half()),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_constants_and_other_types(name: str, tmp_path: Path) -> None:
+    make, x = INPUTS[name]
+    model = make().eval()
+    artifact = eq.lower(converted(model, x), "onnxruntime", tmp_path / "artifact")
+    expected = model(x).detach().float()
+    found = artifact.run(x).float()
+    # 8 bits on random weights: some steps of the output's range, which a wrong input type or constant exceeds by far.
+    assert float((found - expected).abs().max()) <= 0.1 * float(expected.abs().max())
+    assert replay(artifact.folder).passed
 
 
 @EXACT_ARITHMETIC

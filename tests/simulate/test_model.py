@@ -10,7 +10,7 @@ import edgeqat as eq
 from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.fold_bn import folded_parameters
 from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
-from models import Branches, FloatMiddle, SmallNet, shake
+from models import Branches, FloatMiddle, SmallNet, WithConstants, shake
 
 IMAGE = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -205,6 +205,11 @@ def test_phases_refuse_what_comes_too_early() -> None:
         eq.convert(sim)
     with pytest.raises(PhaseError, match="found the phase 'int', wanted one of float, calibrating, quantized"):
         sim.set_phase("int")
+
+
+def test_constants_made_in_forward_are_no_part_of_the_state() -> None:
+    sim = calibrated(WithConstants())
+    assert {name for name in sim.state_dict() if not name.startswith("quantizers.")} == {"conv.weight", "conv.bias"}
 
 
 class OneNormForTwo(nn.Module):

@@ -49,7 +49,7 @@ IN_PLACE = {
     aten.dropout_.default: aten.dropout.default,
     aten.clamp_.default: aten.clamp.default,
 }
-NO_OPS = frozenset({aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default})
+NO_OPS = frozenset({aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default})
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
         parameter.requires_grad_(name not in frozen)
     root, graph = nn.Module(), module.graph
     graph.owning_module = None  # its targets are looked up under `root` from here on
-    _adopt_state(root, module)
+    _adopt_state(root, module, graph)
     _make_functional(graph)
     origins = {n.name: _origin(n) for n in graph.nodes if n.op == "call_function"}
     outside = strip_stubs(graph)
@@ -219,8 +219,8 @@ def _last_user_frame(error: BaseException) -> str | None:
     return found
 
 
-def _adopt_state(root: nn.Module, module: nn.Module) -> None:
-    """Puts the exported parameters and buffers under `root`, at their original dotted names."""
+def _adopt_state(root: nn.Module, module: nn.Module, graph: fx.Graph) -> None:
+    """Puts the exported parameters, buffers and constants under `root`, at their original dotted names."""
     seen: dict[int, Any] = {}
     tensors = [
         *module.named_parameters(remove_duplicate=False),
@@ -233,6 +233,12 @@ def _adopt_state(root: nn.Module, module: nn.Module) -> None:
             owner.register_parameter(leaf, tensor)
         else:
             owner.register_buffer(leaf, tensor)
+    known = {name for name, _ in tensors}
+    for target in {str(node.target) for node in graph.nodes if node.op == "get_attr"} - known:
+        # A tensor made in forward, which export lifted out; it is no part of the user's state_dict.
+        owner, leaf = owner_of(root, target)
+        constant = getattr(module.get_submodule(target.rpartition(".")[0]), leaf)
+        owner.register_buffer(leaf, constant.detach().clone(), persistent=False)
 
 
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:

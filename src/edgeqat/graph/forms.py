@@ -57,7 +57,10 @@ def form_of(node: fx.Node) -> Form | str:
         return f"{str(node.target).removesuffix('.default')} has no integer form here"
     if not _is_float32(node):
         return f"its result is {node.meta['val'].dtype}, not float32"
-    return handler(node, _arguments(node))
+    form = handler(node, _arguments(node))
+    if isinstance(form, Form) and any(source.op == "get_attr" for source in form.inputs):
+        return "it acts on a parameter, buffer or constant"
+    return form
 
 
 def activation_of(node: fx.Node) -> str | None:

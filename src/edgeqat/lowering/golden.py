@@ -26,7 +26,10 @@ GOLDEN_SEED = 20240229
 
 
 def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
-    """16 seeded samples, uniform over the range of each input's grid; standard normal where an input has none."""
+    """16 seeded samples, uniform over the range of each input's grid; standard normal where an input has none.
+
+    Integer inputs are zeros: no other index is known to be a legal one.
+    """
     generator = torch.Generator().manual_seed(GOLDEN_SEED)
     twins = {op.inputs[0]: op.name for op in program.ops if op.kind is Kind.QUANTIZE}
     samples = []
@@ -38,7 +41,9 @@ def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
             low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
             samples.append(torch.rand(shape, generator=generator) * (high - low) + low)
         else:
-            samples.append(torch.randn(shape, generator=generator))
+            dtype = program.values[name].dtype
+            noise = torch.randn(shape, generator=generator)
+            samples.append(noise.to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
     return samples
 
 

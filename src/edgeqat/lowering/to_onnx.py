@@ -114,17 +114,19 @@ class _Speller:
         graph = helper.make_graph(
             self.nodes,
             "edgeqat",
-            [self._float_info(name) for name in self.program.inputs],
-            [self._float_info(name) for name in self.program.outputs],
+            [self._info(name) for name in self.program.inputs],
+            [self._info(name) for name in self.program.outputs],
             list(self.initializers.values()),
         )
         opset = [helper.make_opsetid("", OPSET)]
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         return model
 
-    def _float_info(self, name: str) -> Any:
-        shape = self.program.values[name].shape
-        return self.onnx.helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, shape)
+    def _info(self, name: str) -> Any:
+        value = self.program.values[name]
+        dtype = np.dtype(str(value.dtype).removeprefix("torch."))
+        code = self.onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        return self.onnx.helper.make_tensor_value_info(name, code, value.shape)
 
     def _op(self, op: Op) -> None:
         if op.kind is Kind.FLOAT:

@@ -102,5 +102,7 @@ def _op(sim: Simulation, frozen: QuantizedProgram, op: Op) -> Op:
 def _body(sim: Simulation, body: fx.GraphModule) -> fx.GraphModule:
     own = copy.deepcopy(body)
     state: dict[str, Tensor] = sim.state_dict()
-    own.load_state_dict({name: state[name].detach().cpu() for name in own.state_dict()})
+    # Constants made in forward are no part of the state: the island has them already.
+    trained = {name: state[name].detach().cpu() for name in own.state_dict() if name in state}
+    own.load_state_dict(trained, strict=False)
     return own.eval()

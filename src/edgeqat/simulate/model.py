@@ -52,7 +52,8 @@ class SimulatedModel(nn.Module):
         for name, parameter in root.named_parameters(recurse=False):
             self.register_parameter(self._free(name), parameter)
         for name, buffer in root.named_buffers(recurse=False):
-            self.register_buffer(self._free(name), buffer)
+            persistent = name not in root._non_persistent_buffers_set
+            self.register_buffer(self._free(name), buffer, persistent=persistent)
         self.quantizers = nn.ModuleDict({key_of(name): q for name, q in quantizers.items()})
         self.fused, self.plan = fused, plan
         self.biases: Mapping[str, str] = dict(biases)
