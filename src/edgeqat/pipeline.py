@@ -22,6 +22,7 @@ from edgeqat.data.sources import Dataset, Split, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
+from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
 from edgeqat.machine import arithmetic_here, installed_runtimes
 from edgeqat.measuring.measure import measure
@@ -51,7 +52,6 @@ EVAL_BATCH = 128
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 
-GOLDEN_N = 16
 
 
 @dataclass(eq=False)
