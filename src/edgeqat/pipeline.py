@@ -53,7 +53,6 @@ FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 
 
-
 @dataclass(eq=False)
 class Run:
     """What all stages of one run share."""
