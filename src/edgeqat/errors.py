@@ -7,6 +7,8 @@
     │   ├── ModelError              a factory or its weights
     │   │   └── CaptureError        a model that torch.export cannot capture
     │   ├── PlanError               settings that no plan can satisfy
+    │   ├── TrainingError           training that diverged
+    │   ├── CheckpointError         a checkpoint of another run, or one that cannot be read
     │   ├── PhaseError              a step out of order: convert before calibrate
     │   ├── OutputError             an output directory that holds another run
     │   └── TamperedError           an artifact whose files do not have their recorded hashes
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 __all__ = [
     "CaptureError",
+    "CheckpointError",
     "DataError",
     "EdgeqatError",
     "InputError",
@@ -30,6 +33,7 @@ __all__ = [
     "PlanError",
     "RecipeError",
     "TamperedError",
+    "TrainingError",
     "VerificationError",
 ]
 
@@ -64,6 +68,14 @@ class CaptureError(ModelError):
 
 class PlanError(InputError):
     """Quantization settings that no plan can satisfy on the chosen targets."""
+
+
+class TrainingError(InputError):
+    """Training in which a loss, gradient or parameter became NaN or infinite; the message says where."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that belongs to another run, or that this version cannot read."""
 
 
 class PhaseError(InputError):

@@ -40,9 +40,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         # mkstemp makes private files; an artifact is as readable as any other file.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt too leaves nothing behind
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; choose another place or free space"
         ) from error

@@ -121,7 +121,7 @@ def poisoned() -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"train_batches": poisoned()}, DataError, "the loss is nan in epoch 1, step 2; lower the learning rate"),
+        ({"train_batches": poisoned()}, DataError, "epoch 1, step 2: the input of sample 0 of the batch is NaN"),
         ({"train_batches": []}, DataError, "found no training batches"),
         ({"train_batches": iter(BATCHES)}, DataError, "training batches have no length"),
         ({"optimizer": "lion"}, InputError, "found the optimizer 'lion', wanted one of sgd, adamw"),

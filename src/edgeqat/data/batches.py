@@ -110,6 +110,13 @@ class Batches:
                 images = augmentation(images, generator)
             yield normalise(images, self._mean, self._std), self._split.labels[chosen]
 
+    def samples_of(self, batch: int) -> Tensor:
+        """Indices in the split of a batch's samples, in the epoch that is chosen: int64 [B]."""
+        n = len(self._split)
+        order = torch.randperm(n, generator=_epoch_generator(self._seed, self._epoch))
+        chosen = order if self._shuffle else torch.arange(n)
+        return chosen[batch * self._batch_size : (batch + 1) * self._batch_size]
+
     def inputs(self) -> Inputs:
         """The same batches without their targets, for calibration."""
         return Inputs(self)

@@ -30,7 +30,7 @@ from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.program import BATCH_DIM, Origin
 from edgeqat.signature import Batch, Signature, call_of
 
-__all__ = ["CapturedGraph", "capture"]
+__all__ = ["CapturedGraph", "capture", "innermost_module"]
 
 aten = torch.ops.aten
 
@@ -296,7 +296,7 @@ def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> N
         if node.target not in BATCH_NORMS:
             continue
         x, running_mean = node.args[0], node.args[3]
-        path = _module_path(node)
+        path = innermost_module(node)
         found = model.get_submodule(path) if path else None
         if isinstance(found, nn.modules.batchnorm._BatchNorm) and running_mean is not None:
             owner, leaf = owner_of(root, path)
@@ -319,7 +319,7 @@ def _restore_dropout(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None
         if node.target is not aten.dropout.default:
             continue
         x, p, _ = node.args
-        path = _module_path(node)
+        path = innermost_module(node)
         found = model.get_submodule(path) if path else None
         if not isinstance(found, nn.modules.dropout._DropoutNd):
             found, path = nn.Dropout(p), f"{path}.{node.name}" if path else node.name
@@ -370,7 +370,8 @@ def _innermost(node: fx.Node) -> tuple[str, str]:
     return re.sub(r"@\d+", "", path), type_name if isinstance(type_name, str) else type_name.__name__
 
 
-def _module_path(node: fx.Node) -> str:
+def innermost_module(node: fx.Node) -> str:
+    """Dotted name of the module whose forward computes a node; "" for the model itself, or where it is not known."""
     return _innermost(node)[0]
 
 

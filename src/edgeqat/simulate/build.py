@@ -133,7 +133,9 @@ class _Builder:
         _, _, _, *rest = [*region.anchor.args, None][: max(3, len(region.anchor.args))]
         kwargs = {k: v for k, v in region.anchor.kwargs.items() if k not in ("input", "weight", "bias")}
         assert callable(region.anchor.target)
-        return self.graph.call_function(region.anchor.target, (x, quantized, bias, *rest), kwargs)
+        made = self.graph.call_function(region.anchor.target, (x, quantized, bias, *rest), kwargs)
+        made.meta = dict(region.anchor.meta)  # says which module it comes from
+        return made
 
     def _grid_owner(self, value: str) -> str:
         grid = self.plan.program.grid_of(value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgeqat.errors import PhaseError, PlanError
+from edgeqat.graph.capture import innermost_module
 from edgeqat.graph.fuse import FusedGraph
 from edgeqat.interpreter.arithmetic import resolve_arithmetic
 from edgeqat.interpreter.run import Interpreter
@@ -59,6 +60,7 @@ class SimulatedModel(nn.Module):
         self.biases: Mapping[str, str] = dict(biases)
         # fx writes the forward function; it reads everything from the module that it is called with.
         self._run: Callable[..., tuple[Tensor, ...]] = type(fx.GraphModule(self, graph)).forward
+        self._graph = graph
         self._phase = "float"
         self._exact: Interpreter | None = None
 
@@ -129,6 +131,19 @@ class SimulatedModel(nn.Module):
         """The model's output for a batch: a tensor, a tuple of positional or a dict of keyword inputs."""
         args, kwargs = call_of(batch)
         return self(*args, **kwargs)
+
+    def traced(self, batch: Any) -> Iterator[tuple[str, Any]]:
+        """Runs the simulation value by value, in the mode it is in: (name of the layer or grid, its output)."""
+        inputs = self.plan.program.signature.flatten_call(*call_of(batch))
+        interpreter = fx.Interpreter(self, garbage_collect_values=False, graph=self._graph)
+        interpreter.args_iter = iter(inputs)
+        for node in self._graph.nodes:
+            if node.op == "output":
+                return
+            interpreter.env[node] = interpreter.run_node(node)
+            quantizer = self.get_submodule(str(node.target)) if node.op == "call_module" else None
+            name = quantizer.name if isinstance(quantizer, Quantizer) else innermost_module(node) or node.name
+            yield name, interpreter.env[node]
 
     @contextmanager
     def exact(self, arithmetic: str) -> Iterator[SimulatedModel]:

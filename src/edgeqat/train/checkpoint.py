@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle  # noqa: TID251  only for the name of the error that weights_only=True raises
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -12,18 +13,32 @@ from torch import Tensor, nn
 from edgeqat.errors import ModelError
 from edgeqat.files import write_atomically
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["load_weights", "put_weights", "save_weights", "weights_of"]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state_dict, on the CPU; tied parameters come once under each name.
+
+    Raises:
+        ModelError: The state_dict holds something that is no tensor.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"the model keeps a {type(value).__name__} under {name} of its state_dict, wanted tensors alone"
+            )
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a module's state_dict as safetensors, atomically.
 
     Raises:
+        ModelError: The state_dict holds something that is no tensor.
         OutputError: The file cannot be written.
     """
-    # Tied parameters are stored once under each name: safetensors takes no shared memory.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(state))
+    write_atomically(path, safetensors.torch.save(weights_of(model)))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -32,17 +47,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: The file is missing, unreadable, holds pickled code, or its weights do not fit (keys named).
     """
-    state = _read(path)
+    put_weights(model, _read(path), str(path))
+
+
+def put_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies weights into `model`; one that does not fit changes nothing.
+
+    Args:
+        model: Changed in place.
+        state: Tensors by the names of its state_dict.
+        source: Where they come from, for messages.
+
+    Raises:
+        ModelError: They do not fit (keys named).
+    """
     wanted = model.state_dict()
     # PyTorch's own counter of batches is missing from files that other tools wrote, and changes nothing here.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in wanted]
     if missing or extra:
-        raise ModelError(f"{path} does not fit the model: missing {_some(missing)}, not in the model {_some(extra)}")
+        raise ModelError(f"{source} does not fit the model: missing {_some(missing)}, not in the model {_some(extra)}")
     wrong = [k for k in state if state[k].shape != wanted[k].shape]
     if wrong:
         found, shape = tuple(state[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
-        raise ModelError(f"{path} does not fit the model: {wrong[0]} has shape {found}, wanted {shape}")
+        raise ModelError(f"{source} does not fit the model: {wrong[0]} has shape {found}, wanted {shape}")
     model.load_state_dict(state, strict=False)
 
 

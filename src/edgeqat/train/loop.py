@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -17,29 +16,13 @@ from edgeqat.errors import DataError, InputError
 from edgeqat.metrics import METRICS
 from edgeqat.signature import Batch, call_of
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.train.finite import Place, check_state, explain_gradient, explain_loss, non_finite_state
+from edgeqat.train.state import Epoch, History, Settings, TrainingState, capture_state, restore_state
 
-__all__ = ["Epoch", "History", "Loss", "fit", "predict", "resolve_loss"]
+__all__ = ["Epoch", "History", "Loss", "TrainingState", "fit", "predict", "resolve_loss"]
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 OPTIMIZERS = ("sgd", "adamw")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch: mean training loss, learning rate at its end, validation metric (None without validation)."""
-
-    index: int
-    loss: float
-    lr: float
-    metric: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class History:
-    """What training did, epoch by epoch."""
-
-    epochs: tuple[Epoch, ...]
 
 
 @runtime_checkable
@@ -82,8 +65,13 @@ def fit(
     exact: str | None = "onnxruntime",
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    start: TrainingState | None = None,
+    on_checkpoint: Callable[[TrainingState], None] | None = None,
 ) -> History:
     """Trains a float model or a calibrated simulation, with a cosine schedule from `lr` to 0.
+
+    Training that goes on from a `TrainingState` ends with the same bits as if it had never stopped, on one machine
+    and with one number of threads, where the data's order depends on the epoch alone (`set_epoch`).
 
     Args:
         model: Trained in place; left in eval mode.
@@ -103,36 +91,39 @@ def fit(
             dequantized simulation. Without effect on a float model.
         on_step: Called after each step.
         on_epoch: Called after each epoch.
+        start: What an earlier call gave to `on_checkpoint`: goes on after that epoch.
+        on_checkpoint: Called after each epoch with a copy of all that the next one depends on.
+
+    Returns:
+        All epochs, those before `start` included.
 
     Raises:
-        DataError: The loss is NaN or infinite, or there are no batches.
+        DataError: There are no batches, or a batch holds NaN or infinity (sample named).
+        TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
+            The model is of no use then, the last state given to `on_checkpoint` is.
+        CheckpointError: `start` was made with other settings or for another model.
         InputError: Unknown optimizer, loss or metric.
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     if metric not in METRICS:
         raise InputError(f"found the metric {metric!r}, wanted one of {', '.join(METRICS)}")
-    history: list[Epoch] = []
+    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, epochs, steps, seed)
+    history: list[Epoch] = [] if start is None else list(start.history)
     torch.manual_seed(seed)
-    for index in range(epochs):
-        started, total, count = time.perf_counter(), 0.0, 0
-        if isinstance(train_batches, HasEpochs):
-            train_batches.set_epoch(index)
-        model.train()
-        for step, (inputs, targets) in enumerate(train_batches):
-            _set_lr(optim, lr * _cosine((index + step / steps) / epochs))
-            value = _step(model, optim, criterion, inputs, targets, max_grad_norm)
-            if not math.isfinite(value):
-                raise DataError(f"the loss is {value} in epoch {index + 1}, step {step + 1}; lower the learning rate")
-            total, count = total + value, count + 1
-            if on_step is not None:
-                on_step()
+    if start is not None:
+        restore_state(start, model, optim, settings)
+    for index in range(len(history), epochs):
+        started = time.perf_counter()
+        mean = _train_epoch(model, optim, criterion, train_batches, settings, index, on_step)
         model.eval()
         found = None if validation_batches is None else _validate(model, validation_batches, metric, exact)
-        epoch = Epoch(index + 1, total / count, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
+        epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
         history.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
+        if on_checkpoint is not None:
+            on_checkpoint(capture_state(model, optim, settings, history))
     model.eval()
     return History(tuple(history))
 
@@ -180,6 +171,32 @@ def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_d
     raise InputError(f"found the optimizer {name!r}, wanted one of {', '.join(OPTIMIZERS)}")
 
 
+def _train_epoch(
+    model: nn.Module,
+    optim: torch.optim.Optimizer,
+    criterion: Loss,
+    batches: Iterable[tuple[Batch, Any]],
+    settings: Settings,
+    index: int,
+    on_step: Callable[[], None] | None,
+) -> float:
+    """The mean loss of one epoch, counted from 0."""
+    known = non_finite_state(model)
+    total, count = 0.0, 0
+    if isinstance(batches, HasEpochs):
+        batches.set_epoch(index)
+    model.train()
+    for step, (inputs, targets) in enumerate(batches):
+        _set_lr(optim, settings.lr * _cosine((index + step / settings.steps) / settings.epochs))
+        place = Place(index, step, batches)
+        total += _step(model, optim, criterion, inputs, targets, settings.max_grad_norm, known, place)
+        count += 1
+        if on_step is not None:
+            on_step()
+    check_state(model, known, index)
+    return total / count
+
+
 def _step(
     model: nn.Module,
     optim: torch.optim.Optimizer,
@@ -187,15 +204,26 @@ def _step(
     inputs: Batch,
     targets: Any,
     max_grad_norm: float | None,
+    known: frozenset[str],
+    place: Place,
 ) -> float:
+    """One step; it is not taken where the loss or a gradient is not finite."""
     args, kwargs = call_of(inputs)
+    rng = torch.get_rng_state()
     optim.zero_grad(set_to_none=True)
-    value = criterion(model(*args, **kwargs), targets)
-    value.backward()  # type: ignore[no-untyped-call]
+    loss = criterion(model(*args, **kwargs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise explain_loss(model, inputs, targets, value, rng, known, place)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not math.isfinite(float(norm)):
+        raise explain_gradient(model, float(norm), place)
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
     optim.step()
-    return float(value.detach())
+    return value
 
 
 def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: str, exact: str | None) -> float:

@@ -1,0 +1,125 @@
+"""Where training stands after a whole epoch: all that `fit` needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from edgeqat.errors import CheckpointError
+from edgeqat.train.checkpoint import put_weights, weights_of
+
+__all__ = ["Epoch", "History", "Settings", "TrainingState", "capture_state", "restore_state"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: mean training loss, learning rate at its end, validation metric (None without validation)."""
+
+    index: int
+    loss: float
+    lr: float
+    metric: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """What training did, epoch by epoch."""
+
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides each step, beside the data and the loss; `steps` is the number of batches an epoch."""
+
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    max_grad_norm: float | None
+    epochs: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Training after a whole epoch; copies on the CPU, which later steps do not change.
+
+    Attributes:
+        settings: What `fit` was called with; going on wants the same.
+        history: The epochs done; the next one is number `len(history)`, counted from 0.
+        model: The state_dict, grids included.
+        optimizer: Its tensors (momentum and the like), by name of the parameter.
+        rng: States of the generators that dropout draws from, uint8, by device ("cpu", "cuda:0").
+    """
+
+    settings: Settings
+    history: tuple[Epoch, ...]
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor]]
+    rng: Mapping[str, Tensor]
+
+
+def capture_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, history: Sequence[Epoch]
+) -> TrainingState:
+    """A copy of all that the next epoch depends on.
+
+    Raises:
+        ModelError: The model's state_dict holds something that is no tensor.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    buffers = {
+        names[id(parameter)]: {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
+        for parameter, kept in optimizer.state.items()
+    }
+    rng = {"cpu": torch.get_rng_state()}
+    for index in _gpus(model):
+        rng[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
+    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng)
+
+
+def restore_state(
+    state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings
+) -> None:
+    """Puts `model`, a fresh `optimizer` and the random generators where they were.
+
+    Raises:
+        CheckpointError: The state was made with other settings, or its optimizer is not this model's.
+        ModelError: Its weights do not fit the model.
+    """
+    for field in fields(Settings):
+        found, wanted = getattr(state.settings, field.name), getattr(settings, field.name)
+        if found != wanted:
+            raise CheckpointError(
+                f"the training state was made with {field.name} {found}, this training has {wanted}; start afresh"
+            )
+    parameters = dict(model.named_parameters())
+    for name, kept in state.optimizer.items():
+        shapes = [tuple(value.shape) for key, value in kept.items() if key != "step"]
+        if name not in parameters or any(shape != tuple(parameters[name].shape) for shape in shapes):
+            raise CheckpointError(f"the training state's optimizer does not fit the model at {name}; start afresh")
+    put_weights(model, state.model, "the training state")
+    for name, kept in state.optimizer.items():
+        optimizer.state[parameters[name]] = {
+            key: value.clone() if key == "step" else _like(parameters[name], value) for key, value in kept.items()
+        }
+    torch.set_rng_state(state.rng["cpu"])
+    for index in _gpus(model):
+        if f"cuda:{index}" in state.rng:
+            torch.cuda.set_rng_state(state.rng[f"cuda:{index}"], index)
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """`value` in the memory layout that the optimizer would have given it, so that the same kernels run."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _gpus(model: nn.Module) -> list[int]:
+    devices = {parameter.device for parameter in model.parameters()}
+    return sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
