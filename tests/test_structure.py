@@ -24,6 +24,8 @@ ORDER = [
     ["train"],
     ["measuring", "factory"],
     ["reporting"],
+    ["run_context"],
+    ["training_stages"],
     ["pipeline"],
     ["cli", "__init__", "recipes"],
 ]
@@ -32,8 +34,8 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
-    # fit's docstring explains fifteen arguments; its body has 35 lines.
-    "train/loop.py:fit": 80,
+    # fit's docstring explains seventeen arguments, and what it raises; its body has 27 lines.
+    "train/loop.py:fit": 93,
 }
 
 RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}

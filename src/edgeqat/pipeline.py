@@ -5,83 +5,52 @@ load -> train float -> export float
                     -> fine-tune float -> export float                     (float_finetuned)
                     -> prepare, calibrate, fit -> convert, lower, verify   (qat)
      -> measure all of them, interleaved -> gate -> report
+
+Training is checkpointed, see training_stages.py; a resumed run redoes what comes after it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeqat.data.batches import Batches
-from edgeqat.data.sources import Dataset, Split, load
-from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
+from edgeqat.data.sources import Dataset, load
+from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
-from edgeqat.machine import arithmetic_here, installed_runtimes
+from edgeqat.machine import installed_runtimes
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import METRICS
 from edgeqat.planning import Plan, plan
-from edgeqat.qconfig import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.page import render_page
-from edgeqat.reporting.schema import (
-    Report,
-)
-from edgeqat.run_folder import check_free, claim
-from edgeqat.simulate.build import prepare
-from edgeqat.simulate.freeze import convert
+from edgeqat.reporting.schema import Report, load_report
+from edgeqat.run_context import Run
+from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.simulate.model import SimulatedModel
-from edgeqat.train.calibrate import calibrate
-from edgeqat.train.checkpoint import save_weights
-from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.store import first_difference
+from edgeqat.training_stages import open_store, train_and_convert
 
 __all__ = ["plan_recipe", "run"]
 
-EVAL_BATCH = 128
-FINE_TUNE_GRAD_NORM = 1.0
-"""Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 
-
-@dataclass(eq=False)
-class Run:
-    """What all stages of one run share."""
-
-    recipe: Recipe
-    folder: Path
-    data: Dataset
-    monitor: Monitor
-
-    def batches(self, split: Split, train: bool = False) -> Batches:
-        """A split as normalised batches; training ones are shuffled and augmented."""
-        data, seed = self.recipe.data, 0 if self.recipe.train is None else self.recipe.train.seed
-        augment = tuple(data.augment) if train and data.augment is not None else ()
-        return Batches(
-            split,
-            batch_size=data.batch_size if train else EVAL_BATCH,
-            mean=self.data.mean,
-            std=self.data.std,
-            augment=augment,
-            shuffle=train,
-            seed=seed,
-        )
-
-    def example(self) -> Tensor:
-        """Two samples, as the model takes them."""
-        return next(iter(self.batches(self.data.calibration)))[0][:2]
-
-
-def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None) -> Report:
+def run(
+    recipe: Recipe | str,
+    out_dir: str | Path,
+    overwrite: bool = False,
+    monitor: Monitor | None = None,
+    resume: bool = False,
+) -> Report:
     """Runs a recipe from data to report; see the head of this file.
 
     Everything that can be wrong with the input is found before `out_dir` is touched.
@@ -91,31 +60,51 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
         out_dir: Where everything is written.
         overwrite: Replace the run that `out_dir` holds.
         monitor: Told of progress.
+        resume: Continue the unfinished run that `out_dir` holds: it ends with the integers of an uninterrupted one.
+            Begins at the beginning where there is none; returns the report of a finished one.
 
     Raises:
-        InputError: The recipe, its data, model or settings, or `out_dir` cannot be used.
+        InputError: The recipe, its data, model or settings, or `out_dir` cannot be used, or the run to be resumed
+            had another recipe.
         MissingRuntimeError: A runtime that it exports to is not installed.
     """
+    if overwrite and resume:
+        raise InputError("found both resume and overwrite, wanted one of them")
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     monitor = Silent() if monitor is None else monitor
     folder = Path(out_dir)
-    check_free(folder, overwrite)
+    held = check_free(folder, overwrite, resume)
+    if resume and held is not FolderState.FREE:
+        _check_same(recipe, folder)
+        if held is FolderState.FINISHED:
+            monitor.stage(f"the run in {folder} is finished")
+            return load_report(folder / "report.json")
     monitor.stage(f"load {recipe.data.source}")
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     check_feasible(work, model)
-    claim(folder, overwrite)
-    write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-
-    variants = _train_and_convert(work, model)
-    _lower_all(work, variants)
-    _verify_all(work, variants)
-    _measure_all(work, variants)
-    report = build_report(recipe, work.data, work.batches(work.data.test), variants)
-    write_atomically(folder / "report.html", render_page(report, str(planned)))
-    write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
+    with claimed(folder, overwrite, resume):
+        write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+        variants = train_and_convert(work, model, open_store(work, planned))
+        _lower_all(work, variants)
+        _verify_all(work, variants)
+        _measure_all(work, variants)
+        report = build_report(recipe, work.data, work.batches(work.data.test), variants)
+        write_atomically(folder / "report.html", render_page(report, str(planned)))
+        write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report
+
+
+def _check_same(recipe: Recipe, folder: Path) -> None:
+    """A run is resumed with the recipe that it was begun with."""
+    held = load_recipe(str(folder / "recipe.yaml"))
+    difference = first_difference(held.model_dump(), recipe.model_dump())
+    if difference is not None:
+        raise RecipeError(
+            f"{folder} holds a run of another recipe: {difference}; "
+            "resume it with its own, replace it with --overwrite, or choose another directory"
+        )
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -172,83 +161,6 @@ def check_feasible(work: Run, model: nn.Module) -> None:
             f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
             f"check model.args and task.loss against the {len(data.labels)} classes of the data"
         ) from error
-
-
-def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
-    """Float, PTQ and, where the recipe trains, the fine-tuned float twin and QAT."""
-    train = work.recipe.train
-    if train is not None and train.float_epochs > 0:
-        work.monitor.stage(f"train the float model, {train.float_epochs} epochs")
-        _fit(work, model, train.float_epochs, train.float_lr)
-    model.eval()
-    variants = [_float_variant(work, "float", model)]
-
-    work.monitor.stage("quantize after training (ptq)")
-    ptq = _prepared(work, model)
-    variants.append(_variant(work, "ptq", ptq))
-    if train is None:
-        return variants
-
-    work.monitor.stage(f"fine-tune the float twin, {train.qat_epochs} epochs")
-    twin = copy.deepcopy(model)
-    _fit(work, twin, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
-    variants.append(_float_variant(work, "float_finetuned", twin))
-
-    work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
-    qat = _prepared(work, model)
-    _fit(work, qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
-    variants.append(_variant(work, "qat", qat))
-    return variants
-
-
-def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
-    quantize = work.recipe.quantize
-    sim = prepare(model, work.example(), work.recipe.export, build_mapping(quantize), quantize.fusions)
-    return calibrate(sim, work.batches(work.data.calibration).inputs())
-
-
-def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: float | None = None) -> None:
-    train = work.recipe.train
-    assert train is not None
-    batches = work.batches(work.data.train, train=True)
-
-    def tell(epoch: Epoch) -> None:
-        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
-        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
-
-    with work.monitor.steps("training", epochs * len(batches)) as advance:
-        fit(
-            model,
-            batches,
-            epochs=epochs,
-            lr=lr,
-            optimizer=train.optimizer,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            loss=build_loss(work.recipe.task.loss),
-            max_grad_norm=max_grad_norm,
-            seed=train.seed,
-            validation_batches=work.batches(work.data.validation),
-            metric=work.recipe.task.metric,
-            # What will be shipped is validated; where its arithmetic is not known, the simulation is.
-            exact=arithmetic_here(work.recipe.export[0]),
-            on_step=advance,
-            on_epoch=tell,
-        )
-
-
-def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
-    """A float model as a program of one float island, so that it is lowered and measured like any other."""
-    model = copy.deepcopy(model).eval()
-    island = prepare(model, work.example(), work.recipe.export, QConfigMapping().set_global(None))
-    save_weights(model, work.folder / "checkpoints" / f"{name}.safetensors")
-    return Variant(name, model, convert(island))
-
-
-def _variant(work: Run, name: str, sim: SimulatedModel) -> Variant:
-    sim.eval()
-    save_weights(sim, work.folder / "checkpoints" / f"{name}.safetensors")
-    return Variant(name, sim, convert(sim))
 
 
 def _lower_all(work: Run, variants: Iterable[Variant]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from edgeqat.errors import EdgeqatError
+from edgeqat.errors import EdgeqatError, OutputError
 from edgeqat.recipe import GateSection
 
-__all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge"]
+__all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge", "load_report"]
 
 SCHEMA = 1
 
@@ -116,6 +118,19 @@ class Report(_Record):
     def row(self, variant: str, runtime: str) -> Row | None:
         """The row of a variant on a runtime."""
         return next((r for r in self.results if (r.variant, r.runtime) == (variant, runtime)), None)
+
+
+def load_report(path: Path) -> Report:
+    """Reads report.json.
+
+    Raises:
+        OutputError: It cannot be read, or is no report of this version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Report.model_validate({"schema_version": data.pop("schema"), **data})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise OutputError(f"{path} cannot be read as a report; remove it, and --resume makes it again") from error
 
 
 FLOAT_TWIN = {"ptq": "float", "qat": "float_finetuned"}

@@ -78,7 +78,9 @@ def explain_loss(
     for what, data in (("input", inputs), ("target", targets)):
         sample = _first_bad_sample(data)
         if sample is not None:
-            return DataError(f"{place}: the {what} of {_name_sample(sample, place)} is NaN or infinite; clean the data")
+            return DataError(
+                f"{place}: the {what} of {_name_sample(sample, place)} is NaN or infinite; clean the data"
+            )
     head = f"{place}: the loss is {value}"
     for name in sorted(non_finite_state(model) - known):
         return TrainingError(f"{head}: {name} is not finite since an earlier step; {ADVICE}")

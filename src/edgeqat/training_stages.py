@@ -1,0 +1,159 @@
+"""The stages of a run that train and calibrate; each is checkpointed, and taken from its checkpoint when it is done.
+
+A stage depends on the recipe and on the float weights alone, never on what ran before it in the process: each
+training seeds its own generators. So a resumed run ends with the bits of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from edgeqat.data.fingerprint import fingerprint
+from edgeqat.errors import DataError, TrainingError
+from edgeqat.factory import build_loss, build_mapping
+from edgeqat.machine import arithmetic_here
+from edgeqat.measuring.variant import Variant
+from edgeqat.metrics import METRICS
+from edgeqat.planning import Plan
+from edgeqat.qconfig import QConfigMapping
+from edgeqat.run_context import Run
+from edgeqat.simulate.build import prepare
+from edgeqat.simulate.freeze import convert
+from edgeqat.simulate.model import SimulatedModel
+from edgeqat.train.calibrate import calibrate
+from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.store import CheckpointStore, RunIdentity
+
+__all__ = ["open_store", "train_and_convert"]
+
+FINE_TUNE_GRAD_NORM = 1.0
+"""Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
+
+
+def open_store(work: Run, planned: Plan) -> CheckpointStore:
+    """The checkpoints of a run."""
+    recipe = work.recipe
+    identity = RunIdentity(
+        recipe.model_dump(mode="json"), recipe.sha256(), planned.program.plan_hash, fingerprint(work.data)
+    )
+    better = METRICS[recipe.task.metric].higher_is_better
+    return CheckpointStore(work.folder / "checkpoints", identity, better, work.monitor.line)
+
+
+def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:
+    """Float, PTQ and, where the recipe trains, the fine-tuned float twin and QAT."""
+    train = work.recipe.train
+    epochs = 0 if train is None else train.float_epochs
+    if not _done(work, store, "float", model):
+        if train is not None and epochs > 0:
+            work.monitor.stage(f"train the float model, {epochs} epochs")
+            _fit(work, store, "float", model, epochs, train.float_lr)
+        store.save_final("float", model, epochs)
+    model.eval()
+    variants = [_float_variant(work, "float", model)]
+
+    ptq = _prepared(work, model)
+    if _done(work, store, "ptq", ptq):
+        ptq.set_phase("quantized")
+    else:
+        work.monitor.stage("quantize after training (ptq)")
+        calibrate(ptq, work.batches(work.data.calibration).inputs())
+        store.save_final("ptq", ptq, 0)
+    variants.append(Variant("ptq", ptq.eval(), convert(ptq)))
+    if train is None:
+        return variants
+
+    twin = copy.deepcopy(model)
+    if not _done(work, store, "float_finetuned", twin):
+        work.monitor.stage(f"fine-tune the float twin, {train.qat_epochs} epochs")
+        _fit(work, store, "float_finetuned", twin, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
+        store.save_final("float_finetuned", twin, train.qat_epochs)
+    variants.append(_float_variant(work, "float_finetuned", twin))
+
+    qat = _prepared(work, model)
+    if _done(work, store, "qat", qat):
+        qat.set_phase("quantized")
+    else:
+        work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
+        # A checkpoint brings its own grids; calibrating again costs little and needs no second way in.
+        calibrate(qat, work.batches(work.data.calibration).inputs())
+        _fit(work, store, "qat", qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
+        store.save_final("qat", qat, train.qat_epochs)
+    variants.append(Variant("qat", qat.eval(), convert(qat)))
+    return variants
+
+
+def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bool:
+    """Loads what a stage ended with, if it did."""
+    done = store.load_final(stage, model)
+    if done:
+        work.monitor.stage(f"{stage}: done before, taken from its checkpoint")
+    return done
+
+
+def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
+    quantize = work.recipe.quantize
+    return prepare(model, work.example(), work.recipe.export, build_mapping(quantize), quantize.fusions)
+
+
+def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
+    """A float model as a program of one float island, so that it is lowered and measured like any other."""
+    model = copy.deepcopy(model).eval()
+    island = prepare(model, work.example(), work.recipe.export, QConfigMapping().set_global(None))
+    return Variant(name, model, convert(island))
+
+
+def _fit(
+    work: Run,
+    store: CheckpointStore,
+    stage: str,
+    model: nn.Module,
+    epochs: int,
+    lr: float,
+    max_grad_norm: float | None = None,
+) -> None:
+    """Trains a stage to its end, from its last whole epoch where there is one.
+
+    Raises:
+        DataError, TrainingError: See `fit`; the message names the last good checkpoint.
+    """
+    train = work.recipe.train
+    assert train is not None
+    batches = work.batches(work.data.train, train=True)
+    start = store.latest(stage)
+    done = 0 if start is None else len(start.history)
+    if done:
+        work.monitor.line(f"resumed after epoch {done}/{epochs}")
+
+    def tell(epoch: Epoch) -> None:
+        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
+        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
+
+    try:
+        with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
+            fit(
+                model,
+                batches,
+                epochs=epochs,
+                lr=lr,
+                optimizer=train.optimizer,
+                momentum=train.momentum,
+                weight_decay=train.weight_decay,
+                loss=build_loss(work.recipe.task.loss),
+                max_grad_norm=max_grad_norm,
+                seed=train.seed,
+                validation_batches=work.batches(work.data.validation),
+                metric=work.recipe.task.metric,
+                # What will be shipped is validated; where its arithmetic is not known, the simulation is.
+                exact=arithmetic_here(work.recipe.export[0]),
+                on_step=advance,
+                on_epoch=tell,
+                start=start,
+                on_checkpoint=lambda state: store.save_epoch(stage, state),
+            )
+    except (DataError, TrainingError) as error:
+        kept = store.last_good(stage)
+        where = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is {kept}"
+        raise type(error)(f"{error} (stage {stage}; {where})") from error
