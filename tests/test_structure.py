@@ -19,6 +19,7 @@ ORDER = [
     ["program", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],
+    ["plan_table"],
     ["planning", "interpreter"],
     ["simulate", "lowering"],
     ["train"],

@@ -17,7 +17,7 @@ __all__ = ["Machine", "arithmetic_here", "describe_machine", "installed_runtimes
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 """Processor flags, as Linux names them, that select other integer kernels."""
 
-RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
+RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "torchscript": ("torch",)}
 """What each runtime needs, the runtime itself first."""
 
 REPORTED_PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors")

@@ -42,6 +42,7 @@ from edgeqat.run_folder import check_free, claim
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.target_rules import resolve_targets, runtime_of
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
 from edgeqat.train.loop import Epoch, fit
@@ -149,13 +150,14 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     recipe, data = work.recipe, work.data
     if recipe.task.metric not in METRICS:
         raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
     for runtime in recipe.gate.runtimes or ():
-        if runtime not in recipe.export:
-            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
+        if runtime not in runtimes:
+            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {runtimes}")
     batch, test_n = recipe.measure.batch, len(data.test)
     if batch > test_n:
         raise DataError(f"measure.batch is {batch}, but there are {test_n} test images; lower it")
-    for runtime in recipe.export:
+    for runtime in runtimes:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
     loss = build_loss(recipe.task.loss)
@@ -263,9 +265,10 @@ def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     }
     golden = next(iter(work.batches(data.calibration)))[0][:GOLDEN_N]
     for variant in variants:
-        for runtime in work.recipe.export:
+        for target in (rule.name for rule in resolve_targets(work.recipe.export)):
+            runtime = runtime_of(target)
             place = work.folder / "artifacts" / variant.name / runtime
-            variant.artifacts[runtime] = lower(variant.program, runtime, place, golden, preprocessing)
+            variant.artifacts[runtime] = lower(variant.program, target, place, golden, preprocessing)
 
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:

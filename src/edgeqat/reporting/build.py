@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeqat.data.sources import Dataset
-from edgeqat.machine import arithmetic_here, describe_machine
+from edgeqat.machine import describe_machine
 from edgeqat.measuring.measure import Measurement, estimate
 from edgeqat.measuring.parity import Parity
 from edgeqat.measuring.variant import Variant
@@ -61,7 +61,7 @@ def build_report(recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]
             "eval_n": len(data.test),
         },
         results=rows,
-        gate=judge(rows, recipe.gate, recipe.export, gated),
+        gate=judge(rows, recipe.gate, list(variants[0].artifacts), gated),
     )
 
 
@@ -76,8 +76,8 @@ def _row(recipe: Recipe, variant: Variant, runtime: str, scores: dict[tuple[str,
     return Row(
         variant=variant.name,  # type: ignore[arg-type]
         runtime=runtime,
-        engine=None if artifact is None else str(artifact.manifest["engine"]),
-        arithmetic=None if artifact is None else arithmetic_here(runtime),
+        engine=None if artifact is None else artifact.engine,
+        arithmetic=None if artifact is None else artifact.arithmetic(),
         metric=MetricRow(name=recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n),
         drop=None if drop is None else drop.value,
         drop_ci95=None if drop is None else (drop.low, drop.high),
