@@ -26,6 +26,8 @@ TINY = [
     "train.float_epochs=1",
     "train.qat_epochs=1",
 ]
+NARROW = {"cifar10-mobilenetv2": ["model.args.width=0.25"]}
+"""Deep networks take their time here even on small images."""
 ROUNDS = 40
 VARIANTS = ["float", "ptq", "float_finetuned", "qat"]
 UNTRAINED = ["float", "ptq"]
@@ -53,7 +55,7 @@ def few_rounds() -> Iterator[None]:
 @pytest.fixture(scope="module", params=list(bundled_recipes()))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Report]:
     """(recipe, directory, report) of one run of each bundled recipe."""
-    recipe = load_recipe(request.param, TINY)
+    recipe = load_recipe(request.param, [*TINY, *NARROW.get(request.param, ())])
     folder = tmp_path_factory.mktemp("run") / "deep" / request.param
     return recipe, folder, eq.run(recipe, folder)
 
