@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -308,14 +309,20 @@ def run_torchscript(
 
 
 def load_torchscript(path: Path, engine: str) -> Any:
-    """A TorchScript file, its weights packed for an engine."""
+    """A TorchScript file, its weights packed for an engine.
+
+    Raises:
+        FolderError: torch has no such engine, or cannot read the file.
+    """
     import torch
 
     if engine not in torch.backends.quantized.supported_engines:
         supported = ", ".join(torch.backends.quantized.supported_engines)
         raise FolderError(f"torch here has no engine {engine!r}, wanted one of {supported}")
     try:
-        with on_engine(engine):
+        # torch announces that TorchScript and its quantized tensors will go; who runs this file has chosen them.
+        with on_engine(engine), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -68,15 +68,15 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
     if quantized:
         _check_planned(program, "torchscript" if engine is None else f"torchscript/{engine}")
     module = _Program(program, chosen)
-    data = _strip(_trace(module, program, chosen))
-    kinds = tensor_kinds(torch.jit.load(io.BytesIO(data)).graph)  # type: ignore[no-untyped-call]
+    frozen = _trace(module, program, chosen)
+    data = _strip(_saved(frozen))
     return Spelling(
         file_name=FILE_NAME,
         data=data,
         engine=chosen,
         arithmetics=tuple(sorted(exact, key=lambda name: name != chosen)),
         payload_bytes=_payload_bytes(program),
-        runtime_ops=Counter(kinds),
+        runtime_ops=Counter(tensor_kinds(frozen.graph)),
         taps="\n".join(module.tap_names).encode(),
     )
 
@@ -93,7 +93,7 @@ def _check_planned(program: QuantizedProgram, target: str) -> None:
             const = program.consts[op.weight]
             assert const.data is not None
             window = const.data.shape[1] == 1 and const.data[0].numel() > 1
-            if window and const.grid.qmax > rule.depthwise_limit:
+            if window and int(const.data.abs().max()) > rule.depthwise_limit:
                 found = f"{op.name} has depthwise weights beyond +-{rule.depthwise_limit}"
     if found is not None:
         raise PlanError(f"the program was not planned for {target} ({found}); name it among the targets of prepare")
@@ -218,18 +218,25 @@ def _move(op: Op, x: Tensor) -> Tensor:
     raise EdgeqatError(f"{op.name}: no TorchScript spelling for kind {op.kind.value}")
 
 
-def _trace(module: _Program, program: QuantizedProgram, engine: str) -> bytes:
+def _trace(module: _Program, program: QuantizedProgram, engine: str) -> Any:
     examples = []
     for name in program.inputs:
         value = program.values[name]
         shape = [2 if size == BATCH_DIM else int(size) for size in value.shape]
         examples.append(torch.zeros(shape, dtype=value.dtype))
-    buffer = io.BytesIO()
-    # The tracer warns of every Python number it sees; all of them are attributes of the program.
+    # The tracer warns of every Python number it sees; all of them are attributes of the program. And torch announces
+    # that TorchScript will go.
     with warnings.catch_warnings(), on_engine(engine), torch.no_grad():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module.eval(), tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(torch.jit.freeze(traced), buffer)
+        return torch.jit.freeze(traced)
+
+
+def _saved(module: Any) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(module, buffer)
     return buffer.getvalue()
 
 
