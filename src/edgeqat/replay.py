@@ -323,6 +323,9 @@ def load_torchscript(path: Path, engine: str) -> Any:
         # torch announces that TorchScript and its quantized tensors will go; who runs this file has chosen them.
         with on_engine(engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # The second announcement comes once, with the first quantized tensor, and from inside a model it could
+            # not be kept off standard error.
+            torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
