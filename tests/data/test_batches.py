@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeqat.data.batches import Batches, normalise
-from edgeqat.data.sources import Split
+from edgeqat.data.dataset import Split
 from edgeqat.errors import DataError
 
 MEAN = (0.5, 0.25, 0.125)
@@ -43,8 +43,8 @@ def test_plain_batches_are_the_split_in_order() -> None:
     assert [len(y) for _, y in pairs] == [4, 4, 2]
     inputs, targets = epoch(batches)
     assert targets.dtype == torch.int64
-    assert torch.equal(targets, split.labels)
-    assert torch.equal(inputs, normalise(split.images, MEAN, STD))
+    assert torch.equal(targets, split.targets)
+    assert torch.equal(inputs, normalise(split.inputs, MEAN, STD))
 
 
 def test_inputs_are_the_batches_without_targets() -> None:
@@ -71,7 +71,7 @@ def test_shuffling_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
         batches = Batches(split, batch_size=8, mean=MEAN, std=STD, shuffle=True, seed=seed)
         for number in range(3):
             inputs, targets = epoch(batches, number)
-            assert torch.equal(inputs, normalise(split.images[targets], MEAN, STD))
+            assert torch.equal(inputs, normalise(split.inputs[targets], MEAN, STD))
             assert sorted(targets.tolist()) == list(range(50))
             orders.add(tuple(targets.tolist()))
     assert len(orders) == 9, "(seed, epoch) pairs must not share an order: seed 0's epoch 1 is not seed 1's epoch 0"
@@ -110,12 +110,12 @@ def test_augmentation_moves_pixels_before_normalisation() -> None:
 
 def test_split_stays_as_it_was() -> None:
     split = make_split()
-    before = split.images.clone()
+    before = split.inputs.clone()
     for x, y in Batches(split, batch_size=10, mean=MEAN, std=STD):
         x.zero_()
         y.zero_()
-    assert torch.equal(split.images, before)
-    assert torch.equal(split.labels, torch.arange(10))
+    assert torch.equal(split.inputs, before)
+    assert torch.equal(split.targets, torch.arange(10))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -14,15 +13,16 @@ from parquet_folders import SIZE, encode, load_folder, noise, write, write_both
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from edgeqat.data import sources
-from edgeqat.data.sources import Dataset, Split, load
+from edgeqat.data import tables
+from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.sources import load
 from edgeqat.errors import DataError
 
 SPLITS = ("train", "calibration", "validation", "test")
 
 
 def hashes(split: Split) -> list[str]:
-    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.images]
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.inputs]
 
 
 def assert_disjoint(dataset: Dataset, n: int) -> None:
@@ -46,8 +46,8 @@ def test_digits_splits_have_the_documented_sizes(digits: Dataset) -> None:
     assert digits.mean == digits.std == (0.5, 0.5, 0.5)
     for name in SPLITS:
         split = getattr(digits, name)
-        assert split.images.shape == (len(split), 3, 32, 32)
-        assert split.images.is_contiguous()
+        assert split.inputs.shape == (len(split), 3, 32, 32)
+        assert split.inputs.is_contiguous()
 
 
 def test_digits_splits_are_disjoint_and_complete(digits: Dataset) -> None:
@@ -57,7 +57,7 @@ def test_digits_splits_are_disjoint_and_complete(digits: Dataset) -> None:
 def test_digits_test_split_is_stratified(digits: Dataset) -> None:
     counts = np.bincount(load_digits().target)
     expected = torch.from_numpy(counts * 600 / 1797)
-    assert (digits.test.labels.bincount() - expected).abs().max() <= 1
+    assert (digits.test.targets.bincount() - expected).abs().max() <= 1
 
 
 def test_digits_keep_their_labels_and_span_the_grey_levels(digits: Dataset) -> None:
@@ -68,23 +68,23 @@ def test_digits_keep_their_labels_and_span_the_grey_levels(digits: Dataset) -> N
     table = {x.tobytes(): y for x, y in zip(pixels, original.target, strict=True)}
     for name in SPLITS:
         split = getattr(dataset, name)
-        assert torch.equal(split.images[:, 0], split.images[:, 2])
-        assert [table[x[0].numpy().tobytes()] for x in split.images] == split.labels.tolist()
-    assert dataset.test.images.min() == 0
-    assert dataset.test.images.max() == 255
+        assert torch.equal(split.inputs[:, 0], split.inputs[:, 2])
+        assert [table[x[0].numpy().tobytes()] for x in split.inputs] == split.targets.tolist()
+    assert dataset.test.inputs.min() == 0
+    assert dataset.test.inputs.max() == 255
 
 
 def test_digits_upsampling_interpolates(digits: Dataset) -> None:
     """Pillow puts pixel centres at (i + 0.5) * 4: a flat corner stays flat, and the mean is kept."""
     small = load("digits", image_size=8, mean=None, std=None, calibration_n=512)
-    assert torch.equal(small.test.images[:, :, 0, 0], digits.test.images[:, :, 0, 0])
-    means = [x.images.double().mean((1, 2, 3)) for x in (small.test, digits.test)]
+    assert torch.equal(small.test.inputs[:, :, 0, 0], digits.test.inputs[:, :, 0, 0])
+    means = [x.inputs.double().mean((1, 2, 3)) for x in (small.test, digits.test)]
     assert (means[0] - means[1]).abs().max() < 4
 
 
 def test_splits_never_change(digits: Dataset) -> None:
     """Published figures rest on these very splits; labels in order stand for them, whatever Pillow does."""
-    digest = hashlib.sha256(b"".join(getattr(digits, name).labels.numpy().tobytes() for name in SPLITS))
+    digest = hashlib.sha256(b"".join(getattr(digits, name).targets.numpy().tobytes() for name in SPLITS))
     assert digest.hexdigest() == "8c536540b5dce2ae4fa5ff60d46e8242e8314267aac9aa09ae85ff554d99cae7"
 
 
@@ -93,14 +93,14 @@ def test_splits_ignore_the_global_seed(digits: Dataset) -> None:
     np.random.seed(99)
     again = load("digits", image_size=32, mean=None, std=None, calibration_n=512)
     for name in SPLITS:
-        assert torch.equal(getattr(again, name).images, getattr(digits, name).images)
+        assert torch.equal(getattr(again, name).inputs, getattr(digits, name).inputs)
 
 
 def test_validation_and_test_do_not_depend_on_calibration_n(digits: Dataset) -> None:
     other = load("digits", image_size=32, mean=None, std=None, calibration_n=100)
-    assert torch.equal(other.validation.images, digits.validation.images)
-    assert torch.equal(other.test.images, digits.test.images)
-    assert torch.equal(other.calibration.images, digits.calibration.images[:100])
+    assert torch.equal(other.validation.inputs, digits.validation.inputs)
+    assert torch.equal(other.test.inputs, digits.test.inputs)
+    assert torch.equal(other.calibration.inputs, digits.calibration.inputs[:100])
 
 
 def test_given_mean_and_std_win() -> None:
@@ -121,8 +121,8 @@ def test_folder_is_decoded_exactly(tmp_path: Path) -> None:
     assert [len(getattr(dataset, name)) for name in SPLITS] == [32, 4, 4, 6]
     assert_disjoint(dataset, 46)
     expected = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    assert torch.equal(dataset.test.images, expected)
-    assert dataset.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert torch.equal(dataset.test.inputs, expected)
+    assert dataset.test.targets.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_folder_is_relative_to_base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,16 +149,16 @@ def test_shards_are_read_in_order_and_empty_ones_skipped(tmp_path: Path) -> None
     write(tmp_path, "test", [], [], shard=1)
     write(tmp_path, "test", [encode(x) for x in pixels], [1, 1, 0, 0], shard=2)
     test = load_folder(tmp_path).test
-    assert test.labels.tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 0, 0]
-    assert torch.equal(test.images[9], torch.from_numpy(pixels[3]).permute(2, 0, 1))
+    assert test.targets.tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 0, 0]
+    assert torch.equal(test.inputs[9], torch.from_numpy(pixels[3]).permute(2, 0, 1))
 
 
 def test_reading_spans_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "READ_BATCH", 7)
+    monkeypatch.setattr(tables, "READ_BATCH", 7)
     write_both(tmp_path)
     dataset = load_folder(tmp_path)
     assert_disjoint(dataset, 46)
-    assert dataset.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert dataset.test.targets.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_column_image_jpeg_grey_and_other_sizes(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_column_image_jpeg_grey_and_other_sizes(tmp_path: Path) -> None:
     write(tmp_path, "train", data, [i % 2 for i in range(20)], column="image")
     write(tmp_path, "test", data, [i % 2 for i in range(20)], column="image")
     test = load_folder(tmp_path, image_size=9).test
-    assert test.images.shape == (20, 3, 9, 9)
-    expected = torch.tensor(greys)[:, None, None, None].expand_as(test.images)
-    assert torch.equal(test.images.long(), expected)
+    assert test.inputs.shape == (20, 3, 9, 9)
+    expected = torch.tensor(greys)[:, None, None, None].expand_as(test.inputs)
+    assert torch.equal(test.inputs.long(), expected)
 
 
 def test_resizing_is_pillows_bilinear(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_resizing_is_pillows_bilinear(tmp_path: Path) -> None:
     write(tmp_path, "train", [encode(x) for x in pixels], [i % 2 for i in range(20)])
     write(tmp_path, "test", [encode(x) for x in pixels], [i % 2 for i in range(20)])
     expected = Image.fromarray(pixels[0]).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    assert np.array_equal(load_folder(tmp_path).test.images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert np.array_equal(load_folder(tmp_path).test.inputs[0].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
 def test_plain_bytes_are_read_too(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_plain_bytes_are_read_too(tmp_path: Path) -> None:
     pixels = noise(3, 5)
     table = pa.table({"img": [encode(x) for x in pixels], "label": [1, 0, 1]})
     pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
-    assert torch.equal(load_folder(tmp_path).test.images[2], torch.from_numpy(pixels[2]).permute(2, 0, 1))
+    assert torch.equal(load_folder(tmp_path).test.inputs[2], torch.from_numpy(pixels[2]).permute(2, 0, 1))
 
 
 # CIFAR-10 from the hub.
@@ -230,36 +230,3 @@ def test_unreachable_hub_points_to_a_folder(monkeypatch: pytest.MonkeyPatch, err
     with pytest.raises(DataError, match=r"uoft-cs/cifar10 cannot be read .*set data.source to a local folder") as e:
         load("cifar10", image_size=32, mean=None, std=None, calibration_n=512)
     assert "\n" not in str(e.value)
-
-
-# Split.
-
-
-def test_take_copies_in_order() -> None:
-    split = Split(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([5, 6, 7]))
-    taken = split.take(torch.tensor([2, 0]))
-    assert taken.labels.tolist() == [7, 5]
-    assert taken.images[:, 0, 0, 0].tolist() == [8, 0]
-    taken.images.zero_()
-    assert split.images[2, 0, 0, 0] == 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        split.labels = taken.labels  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "words"),
-    [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), r"images are float32 \[2, 3, 4, 4\]"),
-        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "wanted uint8"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), r"labels are float32 \[2\]"),
-        (
-            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
-            torch.zeros(3, dtype=torch.int64),
-            "2 images have 3 labels",
-        ),
-    ],
-    ids=["float images", "3-d images", "float labels", "lengths"],
-)
-def test_split_refuses(images: torch.Tensor, labels: torch.Tensor, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        Split(images, labels)
