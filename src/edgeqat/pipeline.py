@@ -162,6 +162,9 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     recipe, data = work.recipe, work.data
     if recipe.task.metric not in METRICS:
         raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    if recipe.task.metric == AGREEMENT and recipe.train is not None:
+        # Validation while training has no other model's predictions to compare with.
+        raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
     for runtime in recipe.gate.runtimes or ():
         if runtime not in recipe.export:
             raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
