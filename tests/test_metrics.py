@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeqat.errors import DataError
-from edgeqat.metrics import METRICS, agreement, paired_difference, proportion_interval, top1
+from edgeqat.metrics import METRICS, agreement, paired_difference, proportion_interval, same_prediction, top1
 
 NAN = float("nan")
 

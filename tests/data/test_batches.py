@@ -118,9 +118,46 @@ def test_split_stays_as_it_was() -> None:
     assert torch.equal(split.targets, torch.arange(10))
 
 
+def test_float_inputs_stay_as_they_are() -> None:
+    inputs = torch.randn(10, 5)
+    pairs = list(Batches(Split(inputs, None), batch_size=4, mean=None, std=None))
+    assert torch.equal(torch.cat([x for x, _ in pairs]), inputs)
+    assert [y for _, y in pairs] == [None, None, None]
+
+
+def test_structures_keep_their_form_and_their_samples_together() -> None:
+    images, state = make_split().inputs, torch.arange(10.0)[:, None]
+    targets = {"box": torch.arange(40.0).reshape(10, 4), "class": (torch.arange(10),)}
+    split = Split({"x": images, "state": (state,)}, targets)
+    seen = []
+    for x, y in Batches(split, batch_size=4, mean=MEAN, std=STD, shuffle=True, seed=1):
+        chosen = y["class"][0]
+        assert torch.equal(x["state"][0][:, 0], chosen.float())
+        assert torch.equal(x["x"], normalise(images[chosen], MEAN, STD))
+        assert torch.equal(y["box"][:, 0], 4.0 * chosen)
+        seen += chosen.tolist()
+    assert sorted(seen) == list(range(10))
+    assert seen != list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (Split(torch.zeros(10, 3, 16, 16), torch.arange(10)), "one tensor of uint8 images, and these inputs are no"),
+        (Split((make_split().inputs,), torch.arange(10)), "one tensor of uint8 images, and these inputs are no such"),
+        (Split(make_split().inputs, torch.zeros(10, 16, 16)), "targets that are no classes might have to move with"),
+    ],
+    ids=["float", "tuple", "masks"],
+)
+def test_augmentation_of_what_cannot_be_augmented(split: Split, words: str) -> None:
+    with pytest.raises(DataError, match=f"data.augment moves .*{words}"):
+        Batches(split, batch_size=4, mean=MEAN, std=STD, augment=("flip",))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"mean": None}, "images have no mean and std"),
         ({"batch_size": 0}, "batch_size is 0, wanted at least 1"),
         ({"seed": -1}, "seed is -1, wanted at least 0"),
         ({"augment": ("mixup",)}, "'mixup', wanted names among"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import datasets
@@ -187,6 +188,124 @@ def test_plain_bytes_are_read_too(tmp_path: Path) -> None:
     table = pa.table({"img": [encode(x) for x in pixels], "label": [1, 0, 1]})
     pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
     assert torch.equal(load_folder(tmp_path).test.inputs[2], torch.from_numpy(pixels[2]).permute(2, 0, 1))
+
+
+def test_without_a_test_part_a_fifth_is_set_aside(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    next(tmp_path.glob("test-*")).unlink()
+    dataset = load_folder(tmp_path)
+    assert [len(getattr(dataset, name)) for name in SPLITS] == [25, 4, 3, 8]
+    assert dataset.test.targets.bincount().tolist() == [4, 4]
+    assert_disjoint(dataset, 40)
+
+
+@pytest.mark.parametrize("part", ["validation", "valid", "val"])
+def test_validation_stands_in_for_a_test_part(tmp_path: Path, part: str) -> None:
+    (tmp_path / "data").mkdir()  # where the hub's own folders have it
+    write_both(tmp_path / "data")
+    (tmp_path / "data" / "test-00000-of-00001.parquet").rename(tmp_path / "data" / f"{part}-0.parquet")
+    assert len(load_folder(tmp_path).test) == 6
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "kind"),
+    [("img", "fine_label", None), ("image", "labels", None), ("picture", "breed", ["cat", "dog"])],
+)
+def test_columns_by_name_or_by_being_the_only_ones(
+    tmp_path: Path, image: str, label: str, kind: list[str] | None
+) -> None:
+    class_label = datasets.Value("int64") if kind is None else datasets.ClassLabel(names=kind)
+    features = datasets.Features(
+        {"id": datasets.Value("int64"), image: datasets.Image(), label: class_label, "coarse": datasets.Value("int64")}
+    )
+    cells = [{"bytes": encode(x), "path": None} for x in noise(20, 0)]
+    columns = {"id": list(range(20)), image: cells, label: [i % 2 for i in range(20)], "coarse": [0] * 20}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "train-0.parquet"))
+    dataset = load_folder(tmp_path)
+    assert dataset.labels == (("0", "1") if kind is None else ("cat", "dog"))
+    assert dataset.test.targets.bincount().tolist() == [2, 2]
+
+
+# Other local folders of the datasets library.
+
+
+def table(n: int, seed: int) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    cells = [{"bytes": encode(x), "path": None} for x in noise(n, seed)]
+    return datasets.Dataset.from_dict({"image": cells, "label": [i % 2 for i in range(n)]}, features=features)
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    both = {"train": table(40, 0), "validation": table(4, 2), "test": table(6, 1)}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "all")
+    dataset = load_folder(tmp_path / "all")
+    assert [len(getattr(dataset, name)) for name in SPLITS] == [32, 4, 4, 6]
+    assert dataset.labels == ("cat", "dog")
+    assert torch.equal(dataset.test.inputs, torch.from_numpy(np.stack(noise(6, 1))).permute(0, 3, 1, 2))
+
+
+def test_saved_to_disk_as_one_table(tmp_path: Path) -> None:
+    table(40, 0).save_to_disk(tmp_path / "one")
+    dataset = load_folder(tmp_path / "one")
+    assert [len(getattr(dataset, name)) for name in SPLITS] == [25, 4, 3, 8]
+    assert_disjoint(dataset, 40)
+
+
+def test_images_with_a_metadata_file(tmp_path: Path) -> None:
+    """The library reads these itself: the labels stand in the file, the images by path."""
+    for part, n in (("train", 20), ("test", 4)):
+        (tmp_path / part).mkdir()
+        for index, pixels in enumerate(noise(n, n)):
+            (tmp_path / part / f"{index:02}.png").write_bytes(encode(pixels))
+        lines = [json.dumps({"file_name": f"{index:02}.png", "label": index % 2}) for index in range(n)]
+        (tmp_path / part / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    dataset = load_folder(tmp_path)
+    assert torch.equal(dataset.test.inputs, torch.from_numpy(np.stack(noise(4, 4))).permute(0, 3, 1, 2))
+    assert dataset.test.targets.tolist() == [0, 1, 0, 1]
+
+
+def test_damaged_save_is_refused(tmp_path: Path) -> None:
+    table(40, 0).save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"one cannot be read \(.*\); fetch or save it again") as caught:
+        load_folder(tmp_path / "one")
+    assert "\n" not in str(caught.value)
+
+
+# The hub.
+
+
+def test_any_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fake(name: str) -> dict[str, datasets.Dataset]:
+        asked.append(name)
+        return {"train": table(30, 0), "validation": table(5, 1)}
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    dataset = load("org/pets-2", image_size=SIZE, mean=None, std=None, calibration_n=3)
+    assert asked == ["org/pets-2"]
+    assert_disjoint(dataset, 35)
+    assert len(dataset.test) == 5
+    assert dataset.mean == pytest.approx((np.stack(noise(30, 0)) / 255).mean((0, 1, 2)))
+
+
+@pytest.mark.parametrize("name", ["mnist", "ylecun/mnist"])
+def test_offline_the_hub_is_one_line(name: str) -> None:
+    """The real library, offline as the tests run."""
+    with pytest.raises(DataError, match=f"the hub's {name} cannot be read .*; nor is there a folder {name} give") as e:
+        load(name, image_size=32, mean=None, std=None, calibration_n=512)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Dataset scripts are no longer supported"), KeyError("config")])
+def test_whatever_the_library_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"the hub's org/x cannot be read"):
+        load("org/x", image_size=32, mean=None, std=None, calibration_n=512)
 
 
 # CIFAR-10 from the hub.
