@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
-from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
@@ -111,6 +111,7 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     monitor.stage(f"load {recipe.data.source}")
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    _check_takes(model, work)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     check_feasible(work, model)
     claim(folder, overwrite)
@@ -133,7 +134,9 @@ def plan_recipe(recipe: Recipe) -> Plan:
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     example: Batch = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
     if has_own_shape(recipe.data.source):
-        example = Run(recipe, Path(), load_data(recipe), Silent()).example()
+        work = Run(recipe, Path(), load_data(recipe), Silent())
+        _check_takes(model, work)
+        example = work.example()
     return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
 
 
@@ -148,6 +151,20 @@ def load_data(recipe: Recipe) -> Dataset:
         calibration_n=data.calibration_n,
         needs_labels=recipe.train is not None or recipe.task.metric != AGREEMENT,
     )
+
+
+def _check_takes(model: nn.Module, work: Run) -> None:
+    example = work.example()
+    try:
+        with torch.no_grad():
+            call(copy.deepcopy(model).eval(), example)
+    except Exception as error:
+        # The model is the user's code, which may raise anything.
+        found = ", ".join(f"{name} {describe(leaf)}" for name, leaf in named_leaves("inputs", example).items())
+        raise ModelError(
+            f"{work.recipe.model.factory}: the model does not take a batch of {work.data.source}, {found}: "
+            f"{type(error).__name__}: {error}; check model.factory, model.args and the data"
+        ) from error
 
 
 def check_feasible(work: Run, model: nn.Module) -> None:
