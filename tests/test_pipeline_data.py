@@ -19,7 +19,7 @@ from edgeqat.measuring import latency
 from edgeqat.pipeline import load_data
 from edgeqat.recipe import load_recipe
 from edgeqat.reporting.schema import Report
-from helpers import EXACT_ARITHMETIC, CommandLine
+from helpers import EXACT_ARITHMETIC, CommandLine, run_edgeqat
 
 CODE = """
 import torch
@@ -235,10 +235,13 @@ def test_a_folder_without_labels_where_labels_are_needed(command: CommandLine, p
     assert not (tmp_path / "run").exists()
 
 
-def test_the_hub_offline(command: CommandLine, tmp_path: Path) -> None:
-    ended = command("run", "digits-edge", "--set=data.source=org/no-such-set", "-o", tmp_path / "run")
-    assert "the hub's org/no-such-set cannot be read (" in ended.refusal(2)
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("name", ["no-such-set", "org/no-such-set"])
+def test_the_hub_offline(tmp_path: Path, name: str) -> None:
+    """The real library in its own process, where it is told before its import that there is no network."""
+    found = run_edgeqat("run", "digits-edge", f"--set=data.source={name}", "-o", "run", cwd=tmp_path).refusal(2)
+    assert f"the hub's {name} cannot be read (" in found
+    assert f"; nor is there a folder {name}; give one that exists" in found
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_agreement_is_refused_where_labels_are_learned(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeqat.errors import RecipeError
 
-__all__ = ["Recipe", "bundled_recipes", "is_callable_name", "is_dataset_name", "load_recipe"]
+__all__ = ["Recipe", "bundled_recipes", "expanded", "is_callable_name", "is_dataset_name", "load_recipe"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -307,8 +307,16 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
                 task[key] = _absolute_file(task[key], base)
 
 
+def expanded(path: str) -> Path:
+    """A path with `~` and `~user` replaced; one of a user who does not exist stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _absolute(path: str, base: Path) -> Path:
-    return (base / Path(path).expanduser()).resolve()
+    return (base / expanded(path)).resolve()
 
 
 def _absolute_source(source: str, base: Path) -> str:
@@ -318,9 +326,13 @@ def _absolute_source(source: str, base: Path) -> str:
     """
     if not source or source in BUILT_IN_SOURCES:
         return source
-    if not (base / source).exists() and is_callable_name(source):
+    try:
+        exists = (base / expanded(source)).exists()
+    except OSError:  # a folder that may not be entered, a name that is too long: reading it says so
+        exists = False
+    if not exists and is_callable_name(source):
         return _absolute_file(source, base)
-    is_path = not is_dataset_name(source) or (base / source).exists()
+    is_path = exists or not is_dataset_name(source)
     return str(_absolute(source, base)) if is_path else source
 
 

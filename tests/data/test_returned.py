@@ -183,6 +183,7 @@ GOOD = "'test': (images(6), classes(6))"
         (f"{{'train': (images(30).double(), classes(30)), {GOOD}}}", "train: inputs are float64 [30, 1, 4, 4]"),
         (f"{{'train': (np.array(['a']), classes(1)), {GOOD}}}", "train: inputs are a ndarray, wanted a tensor"),
         (f"{{'train': (images(0), classes(0)), {GOOD}}}", "train is empty, wanted at least one sample"),
+        (f"{{'train': torch.tensor(1), {GOOD}}}", "train has no length: TypeError: len() of a 0-d tensor"),
         (f"{{'train': [], {GOOD}}}", "train is empty, wanted at least one sample"),
         (f"{{'train': (images(9, 0), classes(9)), {GOOD}}}", "inputs are uint8 [9, 0, 4, 4], wanted no empty dim"),
         (f"{{'train': (images(30, 3), classes(30)), {GOOD}}}", "inputs of train are uint8 [30, 3, 4, 4] and those of"),

@@ -290,14 +290,6 @@ def test_any_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset.mean == pytest.approx((np.stack(noise(30, 0)) / 255).mean((0, 1, 2)))
 
 
-@pytest.mark.parametrize("name", ["mnist", "ylecun/mnist"])
-def test_offline_the_hub_is_one_line(name: str) -> None:
-    """The real library, offline as the tests run."""
-    with pytest.raises(DataError, match=f"the hub's {name} cannot be read .*; nor is there a folder {name} give") as e:
-        load(name, image_size=32, mean=None, std=None, calibration_n=512)
-    assert "\n" not in str(e.value)
-
-
 @pytest.mark.parametrize("error", [RuntimeError("Dataset scripts are no longer supported"), KeyError("config")])
 def test_whatever_the_library_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(name: str) -> None:

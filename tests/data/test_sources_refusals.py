@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from parquet_folders import SIZE, encode, load_folder, noise, write, write_both
 
 from edgeqat.data.sources import load
 from edgeqat.errors import DataError
+from edgeqat.recipe import load_recipe
 
 
 def assert_refused(folder: Path, *words: str, calibration_n: int = 4) -> None:
@@ -28,6 +30,29 @@ def test_unknown_source_says_what_is_accepted(tmp_path: Path, source: str) -> No
     (tmp_path / "file.parquet").touch()
     with pytest.raises(DataError, match=r"is not digits, cifar10, a folder \(looked for .*\), a callable or the name"):
         load(source, image_size=SIZE, mean=None, std=None, calibration_n=4, base_dir=tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/" + "x" * 300, "y" * 300, "~no_such_user_at_all/pictures"])
+def test_name_that_the_system_refuses(source: str) -> None:
+    with pytest.raises(DataError, match="cannot be read|is not digits") as caught:
+        load(source, image_size=SIZE, mean=None, std=None, calibration_n=4)
+    assert "\n" not in str(caught.value)
+    assert load_recipe("digits-edge", [f"data.source={source}"]).data.source.endswith(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser, who runs these tests")
+@pytest.mark.parametrize("below", ["", "images"])
+def test_folder_that_may_not_be_entered(tmp_path: Path, below: str) -> None:
+    folder = tmp_path / "closed"
+    (folder / "images").mkdir(parents=True)
+    folder.chmod(0)
+    try:
+        source = str(folder / below)
+        assert load_recipe("digits-edge", [f"data.source={source}"]).data.source == source
+        with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+            load(source, image_size=SIZE, mean=None, std=None, calibration_n=4)
+    finally:
+        folder.chmod(0o700)
 
 
 def test_folder_without_parquet(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Source:
         training: What train, calibration and validation are taken from.
         test: None where the source has no test part: a share of training is set aside then.
         labels: The class names, by class; None where none are known.
-        mean, std: Its defaults, per channel of images in 0..1; None: measured over the training part.
+        mean, std: Its defaults, per channel of images in 0..1; None: measured over what is not tested.
         image_size: Side that its images were resized to; None where they are used as they came.
     """
 

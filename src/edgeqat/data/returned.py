@@ -83,7 +83,12 @@ def _part(what: str, found: Any) -> Split:
 def _stack_pairs(what: str, pairs: Any) -> tuple[Any, Any]:
     """A sequence of (input, target) as (inputs, targets), each tensor with one more dimension."""
     stacks: list[Tensor] = []
-    wanted, n = None, len(pairs)
+    wanted = None
+    try:
+        n = len(pairs)
+    except Exception as error:
+        # The user's code may raise anything.
+        raise DataError(f"{what} has no length: {type(error).__name__}: {error}; {WANTED}") from error
     if n == 0:
         raise DataError(f"{what} is empty, wanted at least one sample")
     for index in range(n):

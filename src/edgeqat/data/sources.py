@@ -28,7 +28,7 @@ from edgeqat.data.returned import read_callable
 from edgeqat.data.splitting import carve, check_classes, hold_out
 from edgeqat.data.tables import CIFAR10_HUB, CIFAR10_MEAN, CIFAR10_STD, is_table_folder, read_hub, read_table_folder
 from edgeqat.errors import DataError
-from edgeqat.recipe import is_callable_name, is_dataset_name
+from edgeqat.recipe import expanded, is_callable_name, is_dataset_name
 
 __all__ = ["has_own_shape", "load"]
 
@@ -54,7 +54,7 @@ def load(
         image_size: Side of the square RGB images returned; others are resized bilinearly, without regard to
             their aspect ratio. What a callable returns is not resized.
         mean: Per channel, of images in 0..1. None: the source's own. For digits 0.5, for cifar10 the figures
-            everyone uses, else those measured over its whole training part. Float inputs have none.
+            everyone uses, else those measured over train, calibration and validation. Float inputs have none.
         std: As `mean`.
         calibration_n: How many training samples to set aside for calibration.
         base_dir: What a relative folder is relative to; None: the working directory.
@@ -69,16 +69,19 @@ def load(
         raise DataError(f"data.image_size is {image_size}, wanted at least 1")
     if calibration_n < 1:
         raise DataError(f"data.calibration_n is {calibration_n}, wanted at least 1")
-    read = _read(source, image_size, base_dir, needs_labels)
+    try:
+        read = _read(source, image_size, base_dir, needs_labels)
+    except OSError as error:  # a folder above that may not be entered, a name that is too long
+        raise DataError(f"data.source {source} cannot be read ({error.strerror or error}); check it") from error
     if needs_labels and read.training.targets is None:
         raise DataError(
             f"{source} has no labels, which training and every metric but agreement need; "
             "set train: null and task.metric: agreement, or give labels"
         )
     labels = _check_labels(source, read)
-    chosen_mean, chosen_std = _normalisation(read, mean, std)
     train, calibration, validation, test = carve(source, read, calibration_n)
     check_classes(f"{source}: the test split", test, 0 if labels is None else len(labels))
+    chosen_mean, chosen_std = _normalisation(read, (train, calibration, validation), mean, std)
     size = read.image_size
     return Dataset(source, train, calibration, validation, test, chosen_mean, chosen_std, labels, size)
 
@@ -95,7 +98,7 @@ def _read(source: str, image_size: int, base_dir: Path | None, needs_labels: boo
         advice = "without a network, set data.source to a local folder holding its train-*.parquet and test-*.parquet"
         cifar10 = read_hub("cifar10", CIFAR10_HUB, image_size, advice)
         return replace(cifar10, mean=CIFAR10_MEAN, std=CIFAR10_STD)
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if base_dir is not None:
         folder = base_dir / folder  # an absolute folder wins over base_dir
     if source and folder.is_dir():
@@ -143,24 +146,26 @@ def _check_labels(source: str, read: Source) -> tuple[str, ...] | None:
 
 
 def _normalisation(
-    read: Source, mean: Sequence[float] | None, std: Sequence[float] | None
+    read: Source, training: Sequence[Split], mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std: those that are given, else the source's own, else measured; None for float inputs."""
-    images = read.training.image_inputs
-    given = {"mean": read.mean if mean is None else mean, "std": read.std if std is None else std}
+    """Mean and std: those given, else the source's own, else those of `training`; None for float inputs."""
+    mean = read.mean if mean is None else mean
+    std = read.std if std is None else std
+    images = [image for split in training for image in split.image_inputs]
     if not images:
-        for name, values in given.items():
+        for name, values in (("mean", mean), ("std", std)):
             if values is not None:
-                raise DataError(
-                    f"data.{name} is {list(values)}, but float32 inputs are used as they are; set it to null"
-                )
+                found = list(values)
+                raise DataError(f"data.{name} is {found}, but float32 inputs are used as they are; set it to null")
         return None, None
     channels = images[0].shape[1]
-    if None in given.values():
+    if mean is None or std is None:
         if any(image.shape[1] != channels for image in images):
             raise DataError("inputs have images of different channel counts; give them as normalised float32")
-        given = {name: _statistics(images)[i] if v is None else v for i, (name, v) in enumerate(given.items())}
-    chosen_mean, chosen_std = (_per_channel(f"data.{name}", values or (), channels) for name, values in given.items())
+        measured_mean, measured_std = _statistics(images)
+        mean = measured_mean if mean is None else mean
+        std = measured_std if std is None else std
+    chosen_mean, chosen_std = _per_channel("data.mean", mean, channels), _per_channel("data.std", std, channels)
     if min(chosen_std) <= 0:
         raise DataError(f"data.std is {list(chosen_std)}, wanted figures above 0; give data.std")
     return chosen_mean, chosen_std
