@@ -213,7 +213,12 @@ def test_inspect_needs_no_data_where_the_shape_is_known(command: CommandLine, tm
         ("unlabelled", "vectors", [*PTQ, "data.calibration_n=21"], "has 20 samples; lower it"),
         ("unlabelled", "vectors", [*PTQ, "data.mean=[0.5]"], "data.mean is [0.5], but float32 inputs are used as"),
         ("unlabelled", "vectors", [*PTQ, "measure.batch=31"], "measure.batch is 31, but there are 30 test samples"),
-        ("labelled", "one_channel", ["data.mean=[0.1, 0.2, 0.3]"], "wanted 1 finite numbers, one per channel"),
+        (
+            "labelled",
+            "one_channel",
+            ["data.mean=[0.1, 0.2, 0.3]", "data.calibration_n=20"],
+            "wanted 1 finite numbers, one per channel",
+        ),
         ("labelled", "rgb", ["data.calibration_n=20"], "inputs float32 [2, 1, 6, 5]: RuntimeError: Given groups=1"),
         ("two", "one_channel", PTQ, "inputs['x'] float32 [2, 1, 6, 5], inputs['state'] float32 [2, 3]: TypeError"),
         ("masks", "one_channel", ["data.augment=[flip]", "data.calibration_n=9"], "targets that are no classes might"),
