@@ -82,7 +82,7 @@ def _part(what: str, found: Any) -> Split:
 
 def _stack_pairs(what: str, pairs: Any) -> tuple[Any, Any]:
     """A sequence of (input, target) as (inputs, targets), each tensor with one more dimension."""
-    stacks: list[Tensor] = []
+    stacks: list[Tensor | None] = []
     wanted = None
     try:
         n = len(pairs)
@@ -105,19 +105,14 @@ def _stack_pairs(what: str, pairs: Any) -> tuple[Any, Any]:
         leaves = [_as_sample(f"{what}: sample {index}", leaf) for leaf in found]
         if not stacks:
             require_memory(what, n * sum(leaf.nbytes for leaf in leaves if leaf is not None))
-            stacks = [_UNLABELLED if leaf is None else leaf.new_empty(n, *leaf.shape) for leaf in leaves]
+            stacks = [None if leaf is None else leaf.new_empty(n, *leaf.shape) for leaf in leaves]
         if spec != wanted:
             raise DataError(f"{what}: sample {index} has another structure than sample 0, wanted one for all")
         for stack, leaf in zip(stacks, leaves, strict=True):
             _put(f"{what}: sample {index}", stack, index, leaf)
     assert wanted is not None
-    whole = [None if stack is _UNLABELLED else stack for stack in stacks]
-    inputs, targets = pytree.tree_unflatten(whole, wanted)
+    inputs, targets = pytree.tree_unflatten(stacks, wanted)
     return inputs, targets
-
-
-_UNLABELLED = torch.empty(0)
-"""Stands for the stack of targets that are None."""
 
 
 def _as_sample(what: str, leaf: Any) -> Tensor | None:
@@ -131,12 +126,12 @@ def _as_sample(what: str, leaf: Any) -> Tensor | None:
     return found
 
 
-def _put(what: str, stack: Tensor, index: int, leaf: Tensor | None) -> None:
-    if (leaf is None) != (stack is _UNLABELLED):
+def _put(what: str, stack: Tensor | None, index: int, leaf: Tensor | None) -> None:
+    if (leaf is None) != (stack is None):
         raise DataError(
             f"{what} has {'no' if leaf is None else 'a'} target, unlike sample 0; wanted all or none labelled"
         )
-    if leaf is None:
+    if leaf is None or stack is None:
         return
     if leaf.shape != stack.shape[1:] or leaf.dtype != stack.dtype:
         raise DataError(f"{what} is {describe(leaf)}, but sample 0 is {describe(stack[0])}; wanted one shape for all")
