@@ -131,6 +131,7 @@ def test_what_is_hidden_or_no_image_is_left_out(classes: Path) -> None:
         (place / ".DS_Store").write_bytes(b"\x00")
         (place / "._0.png").write_bytes(b"\x00")
         (place / "README.txt").write_text("about")
+        os.mkfifo(place / "pipe.png")
     assert_disjoint(load_images(classes), 50)
 
 

@@ -135,7 +135,8 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    # A link to nothing counts, so that it is reported; a pipe does not: reading it would wait forever.
+    return path.suffix.lower() in SUFFIXES and not path.is_dir() and (path.is_file() or path.is_symlink())
 
 
 def _wanted() -> str:

@@ -72,7 +72,8 @@ def load(
     try:
         read = _read(source, image_size, base_dir, needs_labels)
     except OSError as error:  # a folder above that may not be entered, a name that is too long
-        raise DataError(f"data.source {source} cannot be read ({error.strerror or error}); check it") from error
+        place = source if error.filename is None else error.filename
+        raise DataError(f"data.source: {place} cannot be read ({error.strerror or error}); check it") from error
     if needs_labels and read.training.targets is None:
         raise DataError(
             f"{source} has no labels, which training and every metric but agreement need; "
