@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeqat.errors import DataError
-from edgeqat.metrics import METRICS, agreement, paired_difference, proportion_interval, top1
+from edgeqat.metrics import METRICS, agreement, paired_difference, proportion_interval, same_prediction, top1
 
 NAN = float("nan")
 
@@ -82,8 +82,18 @@ def test_agreement_refuses() -> None:
         agreement(torch.zeros(0, 3), torch.zeros(0, 3))
 
 
+def test_same_prediction_per_sample() -> None:
+    """Ties go to the lowest index; NaN agrees with nothing, not even with NaN."""
+    nan = float("nan")
+    outputs = torch.tensor([[1.0, 2.0], [3.0, 3.0], [0.0, 1.0], [nan, 0.0]])
+    targets = torch.tensor([[0.0, 9.0], [5.0, 1.0], [1.0, 0.0], [nan, 0.0]])
+    assert same_prediction(outputs, targets).tolist() == [True, True, False, False]
+    with pytest.raises(DataError, match="wanted one shape"):
+        same_prediction(outputs, targets[:, :1])
+
+
 def test_registry() -> None:
-    assert list(METRICS) == ["top1"]
+    assert list(METRICS) == ["top1", "agreement"]
     metric = METRICS["top1"]
     assert (metric.name, metric.higher_is_better, metric.per_sample) == ("top1", True, top1)
 

@@ -262,6 +262,7 @@ def test_manifests_say_how_images_become_inputs(finished: tuple[Recipe, Path, Re
             "mean": recipe.data.mean or [0.5, 0.5, 0.5],
             "std": recipe.data.std or [0.5, 0.5, 0.5],
             "layout": "NCHW",
+            "resize": {"size": [recipe.data.image_size] * 2, "method": "bilinear"},
             "labels": [str(digit) for digit in range(10)],
         }
 
@@ -372,7 +373,7 @@ def test_weights_are_where_training_starts(tmp_path: Path) -> None:
     [
         ("task.metric=top5", RecipeError, "task.metric: found 'top5', wanted one of top1"),
         ("gate.runtimes=[litert]", RecipeError, "gate.runtimes: found 'litert', wanted runtimes of export"),
-        ("measure.batch=601", DataError, "measure.batch is 601, but there are 600 test images"),
+        ("measure.batch=601", DataError, "measure.batch is 601, but there are 600 test samples"),
         ("data.augment=[spin]", DataError, "data.augment has 'spin'"),
         ("model.args.num_classes=9", ModelError, "check model.args and task.loss against the 10 classes"),
         ("task.loss=os:getcwd", ModelError, "the loss os:getcwd of one batch of digits fails: TypeError"),

@@ -23,6 +23,7 @@ __all__ = [
     "agreement",
     "paired_difference",
     "proportion_interval",
+    "same_prediction",
     "top1",
 ]
 
@@ -156,7 +157,25 @@ def paired_difference(a: Tensor, b: Tensor) -> Estimate:
     return Estimate(total / n, max(-1.0, centre - half), min(1.0, centre + half), n)
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType({"top1": Metric("top1", True, top1)})
+def same_prediction(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether each sample's largest output is where the largest of its target outputs is: bool [N].
+
+    Args:
+        outputs: [N, C].
+        targets: Another model's outputs, [N, C].
+
+    Raises:
+        DataError: other shapes.
+    """
+    if outputs.shape != targets.shape:
+        raise DataError(f"outputs are {_describe(outputs)} and {_describe(targets)}, wanted one shape")
+    predicted = _predict("outputs", outputs)
+    return (predicted == _predict("targets", targets)) & (predicted != NO_PREDICTION)
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {"top1": Metric("top1", True, top1), "agreement": Metric("agreement", True, same_prediction)}
+)
 """What `task.metric` may name."""
 
 

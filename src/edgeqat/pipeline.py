@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
-from edgeqat.data.sources import Dataset, Split, load
+from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
+from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
@@ -39,6 +42,7 @@ from edgeqat.reporting.schema import (
     Report,
 )
 from edgeqat.run_folder import check_free, claim
+from edgeqat.signature import Batch, call
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
@@ -50,6 +54,8 @@ from edgeqat.train.loop import Epoch, fit
 __all__ = ["plan_recipe", "run"]
 
 EVAL_BATCH = 128
+AGREEMENT = "agreement"
+"""The metric whose targets are what the float model predicts, so that it needs no labels."""
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 
@@ -77,9 +83,11 @@ class Run:
             seed=seed,
         )
 
-    def example(self) -> Tensor:
-        """Two samples, as the model takes them."""
-        return next(iter(self.batches(self.data.calibration)))[0][:2]
+    def example(self, n: int = 2) -> Batch:
+        """The first n calibration samples, at most a batch of them, as the model takes them."""
+        inputs, _ = next(iter(self.batches(self.data.calibration)))
+        first: Batch = pytree.tree_map_only(Tensor, lambda t: t[:n], inputs)
+        return first
 
 
 def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None) -> Report:
@@ -104,12 +112,15 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     monitor.stage(f"load {recipe.data.source}")
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    _check_takes(model, work)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     check_feasible(work, model)
     claim(folder, overwrite)
     write_atomically(folder / "recipe.yaml", recipe.to_yaml())
 
     variants = _train_and_convert(work, model)
+    if recipe.task.metric == AGREEMENT:
+        work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
@@ -120,9 +131,13 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
-    """The plan of a recipe's model; its data is not needed, nothing is trained."""
+    """The plan of a recipe's model; nothing is trained, and data is loaded only where its shape is not known else."""
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    example: Batch = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    if has_own_shape(recipe.data.source):
+        work = Run(recipe, Path(), load_data(recipe), Silent())
+        _check_takes(model, work)
+        example = work.example()
     return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
 
 
@@ -135,7 +150,22 @@ def load_data(recipe: Recipe) -> Dataset:
         mean=data.mean,
         std=data.std,
         calibration_n=data.calibration_n,
+        needs_labels=recipe.train is not None or recipe.task.metric != AGREEMENT,
     )
+
+
+def _check_takes(model: nn.Module, work: Run) -> None:
+    example = work.example()
+    try:
+        with torch.no_grad():
+            call(copy.deepcopy(model).eval(), example)
+    except Exception as error:
+        # The model is the user's code, which may raise anything.
+        found = ", ".join(f"{name} {describe(leaf)}" for name, leaf in named_leaves("inputs", example).items())
+        raise ModelError(
+            f"{work.recipe.model.factory}: the model does not take a batch of {work.data.source}, {found}: "
+            f"{type(error).__name__}: {error}; check model.factory, model.args and the data"
+        ) from error
 
 
 def check_feasible(work: Run, model: nn.Module) -> None:
@@ -143,7 +173,7 @@ def check_feasible(work: Run, model: nn.Module) -> None:
 
     Raises:
         RecipeError: An unknown metric, or a gate on a runtime that is not exported.
-        DataError: An unknown augmentation, or too few test images for measure.batch.
+        DataError: An augmentation that is unknown or does not fit, or too few test samples for measure.batch.
         ModelError: The loss of one batch cannot be computed.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
@@ -151,12 +181,15 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     if recipe.task.metric not in METRICS:
         raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
     runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
+    if recipe.task.metric == AGREEMENT and recipe.train is not None:
+        # Validation while training has no other model's predictions to compare with.
+        raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
     for runtime in recipe.gate.runtimes or ():
         if runtime not in runtimes:
             raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {runtimes}")
     batch, test_n = recipe.measure.batch, len(data.test)
     if batch > test_n:
-        raise DataError(f"measure.batch is {batch}, but there are {test_n} test images; lower it")
+        raise DataError(f"measure.batch is {batch}, but there are {test_n} test samples; lower it")
     for runtime in runtimes:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
@@ -167,12 +200,13 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     inputs, targets = next(iter(work.batches(data.calibration)))
     try:
         with torch.no_grad():
-            loss(copy.deepcopy(model).eval()(inputs), targets)
+            loss(call(copy.deepcopy(model).eval(), inputs), targets)
     except Exception as error:
         # The model and the loss are the user's code, which may raise anything.
+        known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
         raise ModelError(
             f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
-            f"check model.args and task.loss against the {len(data.labels)} classes of the data"
+            f"check model.args and task.loss against {known}"
         ) from error
 
 
@@ -253,17 +287,17 @@ def _variant(work: Run, name: str, sim: SimulatedModel) -> Variant:
     return Variant(name, sim, convert(sim))
 
 
+def _labelled_by(work: Run, model: nn.Module) -> Split:
+    """The test split with what the float model computes from it as its targets, in the model's own structure."""
+    with torch.no_grad():
+        outputs = [call(model, inputs) for inputs in work.batches(work.data.test).inputs()]
+    targets: Any = pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+    return Split(work.data.test.inputs, targets)
+
+
 def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("lower")
-    data = work.data
-    preprocessing = {
-        "input": "RGB in 0..1",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "layout": "NCHW",
-        "labels": list(data.labels),
-    }
-    golden = next(iter(work.batches(data.calibration)))[0][:GOLDEN_N]
+    preprocessing, golden = work.data.preprocessing(), work.example(GOLDEN_N)
     for variant in variants:
         for target in (rule.name for rule in resolve_targets(work.recipe.export)):
             runtime = runtime_of(target)
@@ -279,7 +313,7 @@ def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
             if isinstance(variant.model, SimulatedModel):
                 parity = verify(artifact, variant.program, inputs)
             else:
-                parity = compare_float(artifact, lambda batch, m=variant.model: m(batch), inputs)  # type: ignore[misc]
+                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs)  # type: ignore[misc]
             variant.parity[runtime] = parity
             # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
             exact = isinstance(variant.model, SimulatedModel)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeqat.data.sources import Dataset
+from edgeqat.data.dataset import Dataset
 from edgeqat.machine import describe_machine
 from edgeqat.measuring.measure import Measurement, estimate
 from edgeqat.measuring.parity import Parity
@@ -24,7 +24,7 @@ from edgeqat.reporting.schema import (
     Row,
     judge,
 )
-from edgeqat.signature import Batch
+from edgeqat.signature import Batch, call
 from edgeqat.train.loop import predict
 from edgeqat.version import __version__
 
@@ -41,7 +41,7 @@ def build_report(recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]
     scores: dict[tuple[str, str], Tensor] = {}
     metric = METRICS[recipe.task.metric]
     for variant in variants:
-        outputs, targets = predict(lambda x, m=variant.model: m(x), test)  # type: ignore[misc]
+        outputs, targets = predict(lambda x, m=variant.model: call(m, x), test)  # type: ignore[misc]
         scores[variant.name, "simulation"] = metric.per_sample(outputs, targets)
         for runtime, measurement in variant.measured.items():
             scores[variant.name, runtime] = measurement.per_sample
