@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from edgeqat.data.batches import Batches
 from edgeqat.data.sources import Dataset, Split, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
-from edgeqat.factory import build_loss, build_mapping, build_model
+from edgeqat.factory import build_loss, build_mapping, build_metric, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
@@ -28,7 +29,7 @@ from edgeqat.machine import arithmetic_here, installed_runtimes
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.variant import Variant
-from edgeqat.metrics import METRICS
+from edgeqat.metrics import Metric, evaluate
 from edgeqat.planning import Plan, plan
 from edgeqat.qconfig import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
@@ -38,17 +39,22 @@ from edgeqat.reporting.page import render_page
 from edgeqat.reporting.schema import (
     Report,
 )
+from edgeqat.reporting.summary import figure
 from edgeqat.run_folder import check_free, claim
+from edgeqat.signature import call
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
 from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.losses import check_loss
 
 __all__ = ["plan_recipe", "run"]
 
 EVAL_BATCH = 128
+AGREEMENT = "agreement"
+"""The metric whose targets are what the float model predicts, so that it needs no labels."""
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
 
@@ -61,6 +67,11 @@ class Run:
     folder: Path
     data: Dataset
     monitor: Monitor
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric that the recipe names."""
+        return build_metric(self.recipe.task.metric)
 
     def batches(self, split: Split, train: bool = False) -> Batches:
         """A split as normalised batches; training ones are shuffled and augmented."""
@@ -112,7 +123,7 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
-    report = build_report(recipe, work.data, work.batches(work.data.test), variants)
+    report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric)
     write_atomically(folder / "report.html", render_page(report, str(planned)))
     write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report
@@ -141,14 +152,14 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     """Checks before anything is trained what would else be found only after it.
 
     Raises:
-        RecipeError: An unknown metric, or a gate on a runtime that is not exported.
-        DataError: An unknown augmentation, or too few test images for measure.batch.
-        ModelError: The loss of one batch cannot be computed.
+        RecipeError: An unknown loss or metric, or a gate on a runtime that is not exported.
+        DataError: An unknown augmentation, too few test images for measure.batch, or outputs and targets that the
+            metric does not take.
+        ModelError: The loss of one batch cannot be computed, or has no gradient.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
     recipe, data = work.recipe, work.data
-    if recipe.task.metric not in METRICS:
-        raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    work.metric  # noqa: B018  refused now, not after training
     for runtime in recipe.gate.runtimes or ():
         if runtime not in recipe.export:
             raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
@@ -158,20 +169,35 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     for runtime in recipe.export:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
-    loss = build_loss(recipe.task.loss)
-    if recipe.train is None:
-        return
-    work.batches(data.train, train=True)
+    if recipe.train is not None:
+        work.batches(data.train, train=True)
+    _check_task(work, model)
+
+
+def _check_task(work: Run, model: nn.Module) -> None:
+    """Computes loss and metric of one batch."""
+    task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
     inputs, targets = next(iter(work.batches(data.calibration)))
+    known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
     try:
-        with torch.no_grad():
-            loss(copy.deepcopy(model).eval()(inputs), targets)
+        outputs = call(copy.deepcopy(model).eval(), inputs)
     except Exception as error:
-        # The model and the loss are the user's code, which may raise anything.
+        # The model is the user's code, which may raise anything.
         raise ModelError(
-            f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
-            f"check model.args and task.loss against the {len(data.labels)} classes of the data"
+            f"the model fails on a batch of {data.source}: {type(error).__name__}: {error}; check model.args"
         ) from error
+    if work.recipe.train is not None:
+        try:
+            check_loss(loss, task.loss, data.source, outputs, targets)
+        except ModelError as error:
+            raise ModelError(f"{error}; check model.args and task.loss against {known}") from error
+    if task.metric == AGREEMENT:
+        targets = outputs  # those of the float model, which no data set holds
+    scores = evaluate(lambda _: outputs, [(inputs, targets)], work.metric)
+    if len(data.test) < 2 and scores.statistics.dtype != torch.bool:
+        raise DataError(
+            f"found {len(data.test)} test samples, wanted at least 2: {task.metric} has no interval on one"
+        )
 
 
 def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
@@ -213,7 +239,9 @@ def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: flo
     batches = work.batches(work.data.train, train=True)
 
     def tell(epoch: Epoch) -> None:
-        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
+        metric = ""
+        if epoch.metric is not None:
+            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
         work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
 
     with work.monitor.steps("training", epochs * len(batches)) as advance:
@@ -229,7 +257,7 @@ def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: flo
             max_grad_norm=max_grad_norm,
             seed=train.seed,
             validation_batches=work.batches(work.data.validation),
-            metric=work.recipe.task.metric,
+            metric=work.metric,
             # What will be shipped is validated; where its arithmetic is not known, the simulation is.
             exact=arithmetic_here(work.recipe.export[0]),
             on_step=advance,
@@ -291,7 +319,7 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     found = measure(
         [variant.artifacts[runtime] for variant, runtime in places],
         work.batches(work.data.test),
-        work.recipe.task.metric,
+        work.metric,
         settings.threads,
         settings.batch,
     )

@@ -37,7 +37,7 @@ def test_one_code_path_measures_float_and_int8(
     results = eq.measure([floating, integer], [(IMAGE[:20], targets[:20]), (IMAGE[20:], targets[20:])])
     assert [r.artifact for r in results] == [floating, integer]
     assert results[1].metric.value == pytest.approx(24 / 30) and results[1].metric.n == 30
-    assert results[1].per_sample.tolist() == [False] * 6 + [True] * 24
+    assert results[1].scores.statistics.tolist() == [False] * 6 + [True] * 24
     assert results[1].file_bytes == integer.path.stat().st_size < results[0].file_bytes
     assert results[1].payload_bytes == payload_bytes(spell(program)) < results[1].file_bytes
     for result in results:
