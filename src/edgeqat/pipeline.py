@@ -298,13 +298,14 @@ def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("verify every value on the runtime")
+    classes = work.metric.classes or work.data.labels is not None
     for variant in variants:
         for runtime, artifact in variant.artifacts.items():
             inputs = work.batches(work.data.test).inputs()
             if isinstance(variant.model, SimulatedModel):
-                parity = verify(artifact, variant.program, inputs)
+                parity = verify(artifact, variant.program, inputs, classes=classes)
             else:
-                parity = compare_float(artifact, lambda batch, m=variant.model: m(batch), inputs)  # type: ignore[misc]
+                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
             variant.parity[runtime] = parity
             # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
             exact = isinstance(variant.model, SimulatedModel)
