@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
 import edgeqat as eq
 from edgeqat.data.batches import Batches
-from edgeqat.data.sources import Dataset
+from edgeqat.data.dataset import Dataset
 from edgeqat.factory import build_mapping, build_model
 from edgeqat.machine import describe_machine
 from edgeqat.pipeline import load_data
@@ -38,7 +37,7 @@ def open_run(folder: Path) -> OpenedRun:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     data = load_data(recipe)
     model = build_model(recipe.model, 0).eval()
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    example, _ = next(iter(Batches(data.calibration, batch_size=2, mean=data.mean, std=data.std)))
     sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     sim.load_state_dict(safetensors.torch.load_file(folder / "checkpoints" / "qat.safetensors"))
     sim.set_phase("quantized")

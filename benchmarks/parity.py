@@ -19,19 +19,19 @@ from common import OpenedRun, open_run, print_machine
 BATCHES = (1, 128)
 
 
-def compare(run: OpenedRun, batch_size: int) -> tuple[int, int, int]:
-    """(samples, logits equal to the reference, logits equal to exact mode), out of samples * classes."""
+def compare(run: OpenedRun, batch_size: int) -> tuple[int, int, int, int]:
+    """(samples, logits, those of them equal to the reference, those equal to exact mode)."""
     program = eq.convert(run.sim)
     session = run.artifact.session(threads=1)
-    samples = to_reference = to_exact = 0
+    samples = logits = to_reference = to_exact = 0
 
     with run.sim.exact("onnxruntime") as exact:
         for inputs, _ in run.test_batches(batch_size):
             found = session.run([inputs])[0]
             to_exact += int((found == exact(inputs)).sum())
             to_reference += int((found == eq.reference(program, inputs)).sum())
-            samples += len(inputs)
-    return samples, to_reference, to_exact
+            samples, logits = samples + len(found), logits + found.numel()
+    return samples, logits, to_reference, to_exact
 
 
 def main() -> None:
@@ -42,10 +42,8 @@ def main() -> None:
     print_machine(torch.get_num_threads())
     for folder in options.runs:
         run = open_run(folder)
-        classes = len(run.data.labels)
         for batch_size in BATCHES:
-            n, to_reference, to_exact = compare(run, batch_size)
-            total = n * classes
+            n, total, to_reference, to_exact = compare(run, batch_size)
             print(
                 f"{folder.name}: batch {batch_size}, {n} images, of {total} logits {to_reference} equal the reference "
                 f"({100 * to_reference / total:.4f}%), {to_exact} exact mode ({100 * to_exact / total:.4f}%)",

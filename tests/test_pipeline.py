@@ -26,6 +26,8 @@ TINY = [
     "train.float_epochs=1",
     "train.qat_epochs=1",
 ]
+NARROW = {"cifar10-mobilenetv2": ["model.args.width=0.25"]}
+"""Deep networks take their time here even on small images."""
 ROUNDS = 40
 VARIANTS = ["float", "ptq", "float_finetuned", "qat"]
 UNTRAINED = ["float", "ptq"]
@@ -53,7 +55,7 @@ def few_rounds() -> Iterator[None]:
 @pytest.fixture(scope="module", params=list(bundled_recipes()))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Report]:
     """(recipe, directory, report) of one run of each bundled recipe."""
-    recipe = load_recipe(request.param, TINY)
+    recipe = load_recipe(request.param, [*TINY, *NARROW.get(request.param, ())])
     folder = tmp_path_factory.mktemp("run") / "deep" / request.param
     return recipe, folder, eq.run(recipe, folder)
 
@@ -275,6 +277,7 @@ def test_manifests_say_how_images_become_inputs(finished: tuple[Recipe, Path, Re
             "mean": recipe.data.mean or [0.5, 0.5, 0.5],
             "std": recipe.data.std or [0.5, 0.5, 0.5],
             "layout": "NCHW",
+            "resize": {"size": [recipe.data.image_size] * 2, "method": "bilinear"},
             "labels": [str(digit) for digit in range(10)],
         }
 
@@ -385,7 +388,7 @@ def test_weights_are_where_training_starts(tmp_path: Path) -> None:
     [
         ("task.metric=f1", RecipeError, "task.metric: found the metric 'f1', wanted one of top1"),
         ("gate.runtimes=[litert]", RecipeError, "gate.runtimes: found 'litert', wanted runtimes of export"),
-        ("measure.batch=601", DataError, "measure.batch is 601, but there are 600 test images"),
+        ("measure.batch=601", DataError, "measure.batch is 601, but there are 600 test samples"),
         ("data.augment=[spin]", DataError, "data.augment has 'spin'"),
         ("model.args.num_classes=9", ModelError, "check model.args and task.loss against the 10 classes"),
         ("task.loss=os:getcwd", ModelError, "the loss os:getcwd of one batch of digits fails: TypeError"),

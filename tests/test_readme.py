@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     ended = run_python(code, cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "of the logits are bit-identical" in ended.out
@@ -29,6 +29,13 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
         "golden.safetensors",
         "verify.py",
     }
+
+
+def test_the_data_example_can_be_inspected(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(blocks("python")[1], encoding="utf-8")
+    ended = run_edgeqat("inspect", "--set", "data.source=my_data.py:make", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "ops in INT8" in ended.out
 
 
 def commands() -> list[str]:

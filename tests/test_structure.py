@@ -19,6 +19,7 @@ ORDER = [
     ["program", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],
+    ["plan_table"],
     ["planning", "interpreter"],
     ["simulate", "lowering"],
     ["train"],
@@ -30,13 +31,17 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 MAX_FILE_LINES = 400
+LONGER_FILES = {
+    # It is shipped as one file, verify.py, which may import nothing of ours.
+    "replay.py": 480,
+}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
     # fit's docstring explains fifteen arguments; its body has 35 lines.
     "train/loop.py:fit": 80,
 }
 
-RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}
+RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}  # torch is no sign of a runtime: everything is built on it
 MAY_USE_RUNTIMES = {"lowering", "replay"}
 
 
@@ -84,7 +89,7 @@ def test_only_the_edge_imports_a_runtime(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= MAX_FILE_LINES
+    assert text.count("\n") <= LONGER_FILES.get(str(path.relative_to(ROOT)), MAX_FILE_LINES)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None

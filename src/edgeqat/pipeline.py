@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
-from edgeqat.data.sources import Dataset, Split, load
+from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
+from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_metric, build_model
 from edgeqat.files import to_json, write_atomically
@@ -41,10 +44,11 @@ from edgeqat.reporting.schema import (
 )
 from edgeqat.reporting.summary import figure
 from edgeqat.run_folder import check_free, claim
-from edgeqat.signature import call
+from edgeqat.signature import Batch, call
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.target_rules import resolve_targets, runtime_of
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
 from edgeqat.train.loop import Epoch, fit
@@ -87,9 +91,11 @@ class Run:
             seed=seed,
         )
 
-    def example(self) -> Tensor:
-        """Two samples, as the model takes them."""
-        return next(iter(self.batches(self.data.calibration)))[0][:2]
+    def example(self, n: int = 2) -> Batch:
+        """The first n calibration samples, at most a batch of them, as the model takes them."""
+        inputs, _ = next(iter(self.batches(self.data.calibration)))
+        first: Batch = pytree.tree_map_only(Tensor, lambda t: t[:n], inputs)
+        return first
 
 
 def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, monitor: Monitor | None = None) -> Report:
@@ -114,12 +120,15 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     monitor.stage(f"load {recipe.data.source}")
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    _check_takes(model, work)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     check_feasible(work, model)
     claim(folder, overwrite)
     write_atomically(folder / "recipe.yaml", recipe.to_yaml())
 
     variants = _train_and_convert(work, model)
+    if recipe.task.metric == AGREEMENT:
+        work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
@@ -130,9 +139,13 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
-    """The plan of a recipe's model; its data is not needed, nothing is trained."""
+    """The plan of a recipe's model; nothing is trained, and data is loaded only where its shape is not known else."""
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    example: Batch = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    if has_own_shape(recipe.data.source):
+        work = Run(recipe, Path(), load_data(recipe), Silent())
+        _check_takes(model, work)
+        example = work.example()
     return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
 
 
@@ -145,7 +158,22 @@ def load_data(recipe: Recipe) -> Dataset:
         mean=data.mean,
         std=data.std,
         calibration_n=data.calibration_n,
+        needs_labels=recipe.train is not None or recipe.task.metric != AGREEMENT,
     )
+
+
+def _check_takes(model: nn.Module, work: Run) -> None:
+    example = work.example()
+    try:
+        with torch.no_grad():
+            call(copy.deepcopy(model).eval(), example)
+    except Exception as error:
+        # The model is the user's code, which may raise anything.
+        found = ", ".join(f"{name} {describe(leaf)}" for name, leaf in named_leaves("inputs", example).items())
+        raise ModelError(
+            f"{work.recipe.model.factory}: the model does not take a batch of {work.data.source}, {found}: "
+            f"{type(error).__name__}: {error}; check model.factory, model.args and the data"
+        ) from error
 
 
 def check_feasible(work: Run, model: nn.Module) -> None:
@@ -153,20 +181,24 @@ def check_feasible(work: Run, model: nn.Module) -> None:
 
     Raises:
         RecipeError: An unknown loss or metric, or a gate on a runtime that is not exported.
-        DataError: An unknown augmentation, too few test images for measure.batch, or outputs and targets that the
-            metric does not take.
+        DataError: An augmentation that is unknown or does not fit, too few test samples for measure.batch, or outputs
+            and targets that the metric does not take.
         ModelError: The loss of one batch cannot be computed, or has no gradient.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
     recipe, data = work.recipe, work.data
     work.metric  # noqa: B018  refused now, not after training
+    runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
+    if recipe.task.metric == AGREEMENT and recipe.train is not None:
+        # Validation while training has no other model's predictions to compare with.
+        raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
     for runtime in recipe.gate.runtimes or ():
-        if runtime not in recipe.export:
-            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
+        if runtime not in runtimes:
+            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {runtimes}")
     batch, test_n = recipe.measure.batch, len(data.test)
     if batch > test_n:
-        raise DataError(f"measure.batch is {batch}, but there are {test_n} test images; lower it")
-    for runtime in recipe.export:
+        raise DataError(f"measure.batch is {batch}, but there are {test_n} test samples; lower it")
+    for runtime in runtimes:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
     if recipe.train is not None:
@@ -179,13 +211,7 @@ def _check_task(work: Run, model: nn.Module) -> None:
     task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
     inputs, targets = next(iter(work.batches(data.calibration)))
     known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
-    try:
-        outputs = call(copy.deepcopy(model).eval(), inputs)
-    except Exception as error:
-        # The model is the user's code, which may raise anything.
-        raise ModelError(
-            f"the model fails on a batch of {data.source}: {type(error).__name__}: {error}; check model.args"
-        ) from error
+    outputs = call(copy.deepcopy(model).eval(), inputs)
     if work.recipe.train is not None:
         try:
             check_loss(loss, task.loss, data.source, outputs, targets)
@@ -279,21 +305,22 @@ def _variant(work: Run, name: str, sim: SimulatedModel) -> Variant:
     return Variant(name, sim, convert(sim))
 
 
+def _labelled_by(work: Run, model: nn.Module) -> Split:
+    """The test split with what the float model computes from it as its targets, in the model's own structure."""
+    with torch.no_grad():
+        outputs = [call(model, inputs) for inputs in work.batches(work.data.test).inputs()]
+    targets: Any = pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+    return Split(work.data.test.inputs, targets)
+
+
 def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("lower")
-    data = work.data
-    preprocessing = {
-        "input": "RGB in 0..1",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "layout": "NCHW",
-        "labels": list(data.labels),
-    }
-    golden = next(iter(work.batches(data.calibration)))[0][:GOLDEN_N]
+    preprocessing, golden = work.data.preprocessing(), work.example(GOLDEN_N)
     for variant in variants:
-        for runtime in work.recipe.export:
+        for target in (rule.name for rule in resolve_targets(work.recipe.export)):
+            runtime = runtime_of(target)
             place = work.folder / "artifacts" / variant.name / runtime
-            variant.artifacts[runtime] = lower(variant.program, runtime, place, golden, preprocessing)
+            variant.artifacts[runtime] = lower(variant.program, target, place, golden, preprocessing)
 
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:

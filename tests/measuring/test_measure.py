@@ -5,7 +5,7 @@ import torch
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
-from edgeqat.lowering.to_onnx import payload_bytes, spell
+from edgeqat.lowering.to_onnx import payload_bytes, spell_model
 from edgeqat.measuring.latency import MAX_ROUNDS, MIN_ROUNDS, measure_latency
 from helpers import EXACT_ARITHMETIC
 from models import SmallNet, shake
@@ -39,7 +39,7 @@ def test_one_code_path_measures_float_and_int8(
     assert results[1].metric.value == pytest.approx(24 / 30) and results[1].metric.n == 30
     assert results[1].scores.statistics.tolist() == [False] * 6 + [True] * 24
     assert results[1].file_bytes == integer.path.stat().st_size < results[0].file_bytes
-    assert results[1].payload_bytes == payload_bytes(spell(program)) < results[1].file_bytes
+    assert results[1].payload_bytes == payload_bytes(spell_model(program)) < results[1].file_bytes
     for result in results:
         latency = result.latency
         assert MIN_ROUNDS <= len(latency.samples_ms) <= MAX_ROUNDS

@@ -14,9 +14,6 @@ from edgeqat.errors import DataError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.artifact import Artifact, load_artifact
-from edgeqat.lowering.onnx_session import OnnxSession
-from edgeqat.lowering.to_onnx import taps_suffix
-from edgeqat.machine import arithmetic_here
 from edgeqat.per_sample import same_prediction
 from edgeqat.program import QuantizedProgram
 from edgeqat.signature import Batch
@@ -105,6 +102,7 @@ def verify(
     program: QuantizedProgram,
     batches: Iterable[Batch],
     check_hashes: bool = True,
+    engine: str | None = None,
     classes: bool = True,
 ) -> Parity:
     """Runs an artifact on its runtime and compares every value that has a grid with the exact integer reference.
@@ -116,6 +114,7 @@ def verify(
         program: The program it was lowered from.
         batches: Inputs only.
         check_hashes: Whether to check the files against the manifest first.
+        engine: Another engine of the runtime than the artifact's own.
         classes: Whether the first output, [N, C] or [N, C, H, W] with C above 1, holds scores of classes, or something
             that has no largest entry worth comparing.
 
@@ -125,19 +124,18 @@ def verify(
     """
     if check_hashes:
         load_artifact(artifact.folder)
-    against = str(artifact.manifest["arithmetics"][0])
+    session = artifact.session(engine=engine)
+    against = _arithmetic_of(artifact, engine)
     interpreter = Interpreter(program, ARITHMETICS[against])
-    model = artifact.path.read_bytes()
-    plain, tapped = OnnxSession(model), OnnxSession(model + taps_suffix(program))
     tally, worst, first = _Tally(classes), 0.0, None
     wrong_outputs: set[str] = set()
     order = {name: i for i, name in enumerate(program.values)}
     for batch in batches:
         inputs = program.signature.flatten(batch)
         outputs, values = interpreter.run_with_taps(inputs)
-        unequal = tally.add(plain.run(inputs), pytree.tree_leaves(outputs))
+        found, inside = session.run_with_taps(inputs)
+        unequal = tally.add(found, pytree.tree_leaves(outputs))
         wrong_outputs.update(program.outputs[i] for i in unequal)
-        inside = dict(zip(tapped.outputs, tapped.run(inputs), strict=True))
         for name, expected in values.items():
             steps = float((inside[name].to(torch.float32) - expected).abs().max())
             worst = max(worst, steps)
@@ -146,8 +144,15 @@ def verify(
     if first is None and wrong_outputs:
         first = str(artifact.manifest["outputs"][min(wrong_outputs, key=order.__getitem__)]["op"])
     identical, agreement = tally.shares()
-    here = arithmetic_here(artifact.runtime) == against
+    here = artifact.arithmetic(engine) == against
     return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)
+
+
+def _arithmetic_of(artifact: Artifact, engine: str | None) -> str:
+    """The arithmetic to compare with: the engine's own, else the one whose kernels come nearest."""
+    own = artifact.arithmetic(engine)
+    known = [str(name) for name in artifact.manifest["arithmetics"]]
+    return own if own is not None else (known[0] if known else "qnnpack")
 
 
 def compare_float(

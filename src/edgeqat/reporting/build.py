@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from edgeqat.data.sources import Dataset
-from edgeqat.machine import arithmetic_here, describe_machine
+from edgeqat.data.dataset import Dataset
+from edgeqat.machine import describe_machine
 from edgeqat.measuring.measure import Measurement
 from edgeqat.measuring.parity import Parity
 from edgeqat.measuring.variant import Variant
@@ -67,7 +67,7 @@ def build_report(
             "eval_n": len(data.test),
         },
         results=rows,
-        gate=judge(rows, recipe.gate, recipe.export, gated),
+        gate=judge(rows, recipe.gate, list(variants[0].artifacts), gated),
     )
 
 
@@ -87,8 +87,8 @@ def _row(
     return Row(
         variant=variant.name,  # type: ignore[arg-type]
         runtime=runtime,
-        engine=None if artifact is None else str(artifact.manifest["engine"]),
-        arithmetic=None if artifact is None else arithmetic_here(runtime),
+        engine=None if artifact is None else artifact.engine,
+        arithmetic=None if artifact is None else artifact.arithmetic(),
         metric=_metric_row(metric, own),
         drop=None if drop is None else drop.value,
         drop_ci95=None if drop is None else (drop.low, drop.high),
