@@ -221,9 +221,7 @@ def _check_task(work: Run, model: nn.Module) -> None:
         targets = outputs  # those of the float model, which no data set holds
     scores = evaluate(lambda _: outputs, [(inputs, targets)], work.metric)
     if len(data.test) < 2 and scores.statistics.dtype != torch.bool:
-        raise DataError(
-            f"found {len(data.test)} test samples, wanted at least 2: {task.metric} has no interval on one"
-        )
+        raise DataError(f"found {len(data.test)} test samples, wanted at least 2: {work.metric.name} has no interval")
 
 
 def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
