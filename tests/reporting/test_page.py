@@ -79,5 +79,6 @@ def test_what_is_not_measured_is_said() -> None:
 def test_peak_memory_has_a_column_where_it_was_measured() -> None:
     measured = [row("float", peak_memory_bytes=51_240_000), quantized("ptq")]
     page = render_page(report(measured, PASSED), "")
+    assert "memory at run time" not in page and "memory at run time" in render_page(report(ROWS, PASSED), "")
     assert "peak memory" in page and "<td>51.2 MB</td>" in page
     assert "peak memory" not in render_page(report(ROWS, PASSED), "")

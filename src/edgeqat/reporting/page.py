@@ -7,7 +7,7 @@ import importlib.resources
 import jinja2
 
 from edgeqat.reporting.schema import Report
-from edgeqat.reporting.summary import NOT_MEASURED, best_artifact, change, figure, header, memory_rows, table_rows
+from edgeqat.reporting.summary import best_artifact, change, figure, header, memory_rows, not_measured, table_rows
 
 __all__ = ["render_page"]
 
@@ -28,7 +28,7 @@ def render_page(report: Report, plan_text: str) -> str:
         figure=figure,
         change=change,
         classes_shown=CLASSES_SHOWN,
-        not_measured=NOT_MEASURED,
+        not_measured=not_measured(report),
         ship=best.artifact if report.gate.passed and best is not None else None,
         plan=plan_text,
     )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from edgeqat.reporting.schema import FLOAT_TWIN, MetricRow, Report, Row, size_ratio, speedup
 
-__all__ = ["NOT_MEASURED", "best_artifact", "figure", "header", "memory_rows", "print_summary", "table_rows"]
+__all__ = ["best_artifact", "figure", "header", "memory_rows", "not_measured", "print_summary", "table_rows"]
 
 COLUMNS = ("variant", "metric", "drop", "size", "latency", "parity")
 """Every cell has two lines, the figure and what qualifies it, so that the table fits 80 columns."""
@@ -23,7 +23,7 @@ NOT_MEASURED = (
     "pre- and post-processing",
     "data unlike the test split",
 )
-"""What a report says nothing about, in plain words."""
+"""What no report says anything about, in plain words."""
 
 
 def figure(value: float, is_share: bool) -> str:
@@ -82,6 +82,11 @@ def memory_rows(report: Report) -> list[str]:
     return ["" if peak is None else f"{peak / 1e6:.1f} MB" for peak in found]
 
 
+def not_measured(report: Report) -> str:
+    """What this report says nothing about, in plain words."""
+    return ", ".join((*NOT_MEASURED, *(() if memory_rows(report) else ("memory at run time",))))
+
+
 def best_artifact(report: Report) -> Row | None:
     """The fastest quantized artifact that passes every check of the gate; None if none does."""
     failed = {(c.variant, c.runtime) for c in report.gate.checks if not c.passed}
@@ -115,4 +120,4 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(f"[bold green]ship[/bold green]  {best.artifact}", soft_wrap=True)
     else:
         console.print("[bold red]do not ship[/bold red]  the gate failed")
-    console.print(f"not measured: {', '.join(NOT_MEASURED)}", soft_wrap=True)
+    console.print(f"not measured: {not_measured(report)}", soft_wrap=True)
