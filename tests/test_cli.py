@@ -121,7 +121,7 @@ def test_inspect_as_json(command: CommandLine) -> None:
     assert (ended.code, ended.err) == (0, "")
     plan = json.loads(ended.out)
     assert list(plan) == ["plan_hash", "targets", "ops", "folded", "refusals"]
-    assert plan["targets"] == ["onnxruntime"]
+    assert plan["targets"] == ["onnxruntime", "torchscript"]
     assert len(plan["folded"]) == 19
     assert {row["runs"] for row in plan["ops"] if row["kind"] in ("conv", "linear", "add")} == {"INT8"}
     again = json.loads(command("inspect", "cifar10-resnet20", "--json").out)
@@ -138,15 +138,16 @@ def test_inspect_diff_shows_only_what_differs(command: CommandLine, tmp_path: Pa
     assert any(line.startswith("-  fc: linear INT8") for line in lines)
     assert any(line.startswith("+  fc: ") and "float" in line for line in lines)
     assert not any("entry_block" in line for line in lines)
-    assert command("inspect", "digits-edge", "--diff", "cifar10-edge").out == "the plans are the same\n"
-    assert json.loads(command("inspect", "digits-edge", "--diff", "cifar10-edge", "--json").out) == {"diff": []}
+    other.write_text("train: {float_epochs: 1}")
+    assert command("inspect", "digits-edge", "--diff", other).out == "the plans are the same\n"
+    assert json.loads(command("inspect", "digits-edge", "--diff", other, "--json").out) == {"diff": []}
 
 
 def test_doctor(command: CommandLine) -> None:
     ended = command("doctor")
     assert (ended.code, ended.err) == (0, "")
     heads = [line.split()[0] for line in ended.out.splitlines()]
-    assert heads == ["processor", "features", "onnxruntime", "gpu", "versions"]
+    assert heads == ["processor", "features", "onnxruntime", "torchscript", "gpu", "versions"]
 
 
 def test_doctor_as_json(command: CommandLine) -> None:

@@ -33,7 +33,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MAX_FILE_LINES = 400
 LONGER_FILES = {
     # It is shipped as one file, verify.py, which may import nothing of ours.
-    "replay.py": 480,
+    "replay.py": 510,
 }
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {

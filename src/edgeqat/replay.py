@@ -1,6 +1,7 @@
 """Replays the golden vectors of an artifact folder on this device's runtime.
 
-    python verify.py [FOLDER] [--no-hash]
+    python verify.py [FOLDER] [--no-hash]          compares
+    python verify.py [FOLDER] --image PHOTO.png    runs the model on one image, prepared as the manifest says
 
 Needs numpy and the artifact's runtime (onnxruntime or torch), nothing else: this file is shipped, as it stands, as
 `verify.py` in every artifact folder, for a device without edgeqat. `edgeqat verify` runs the package's own copy, never
@@ -205,13 +206,11 @@ def compare(manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Re
     """Runs the golden inputs through a model file and compares."""
     engine, against = choose_engine(manifest)
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
+    check_preprocessing(manifest, golden)
     samples = len(next(iter(feed.values())))
     inside = any(row["exact"] for row in manifest["checks"])
     taps = golden["taps"].tobytes() if inside else b""
-    if manifest["runtime"] == "torchscript":
-        outputs, values = run_torchscript(model, engine, feed, list(manifest["outputs"]), taps)
-    else:
-        outputs, values = run_onnx(model, feed, taps)
+    outputs, values = run_model(manifest, model, engine, feed, taps)
     identical, worst, wrong = compare_outputs(manifest, golden, against, outputs)
     first = first_difference(manifest["checks"], golden, against, values) if inside else None
     first = wrong if first is None else first
@@ -264,6 +263,78 @@ def first_difference(
         if row["exact"] and not np.array_equal(checksums(values[row["value"]]), expected):
             return str(row["op"])
     return None
+
+
+def run_model(
+    manifest: dict[str, Any], model: Path, engine: str, feed: dict[str, Any], taps: bytes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every output by name, and every inner value if there are taps; one thread."""
+    if manifest["runtime"] == "torchscript":
+        return run_torchscript(model, engine, feed, list(manifest["outputs"]), taps)
+    return run_onnx(model, feed, taps)
+
+
+def steps_of(manifest: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """How pixels become an input, None where they do not."""
+    steps = manifest.get("preprocessing") or {}
+    steps = steps.get("inputs", {}).get(name, {}) if "inputs" in steps else steps
+    return steps if steps.get("mean") and steps.get("std") else None
+
+
+def preprocess(pixels: np.ndarray[Any, Any], steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixels / 255 - mean) / std, to the bit as in training."""
+    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
+    real = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(real.transpose(0, 3, 1, 2))
+
+
+def check_preprocessing(manifest: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Raises FolderError where the manifest's preprocessing does not make the golden inputs of the golden pixels."""
+    for name in manifest["inputs"]:
+        pixels, steps = golden.get(f"pixels/{name}"), steps_of(manifest, name)
+        if pixels is None:
+            continue
+        if steps is None or not np.array_equal(preprocess(pixels, steps), golden[f"inputs/{name}"]):
+            raise FolderError(
+                f"the manifest's preprocessing of {name} does not give the golden inputs; fetch the artifact again"
+            )
+
+
+def predict(folder: Path, image: Path) -> str:
+    """The labels of one image, best first, with the model's figures for them."""
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    name = next(iter(manifest["inputs"]))
+    steps = steps_of(manifest, name)
+    if steps is None or len(manifest["inputs"]) != 1:
+        raise FolderError("the manifest does not say how one image becomes this model's input")
+    engine, _ = choose_engine(manifest)
+    feed = {name: preprocess(read_image(image, steps)[None], steps)}
+    outputs, _ = run_model(manifest, folder / manifest["model"], engine, feed, b"")
+    scores = next(iter(outputs.values()))[0].ravel()
+    labels = (manifest["preprocessing"] or {}).get("labels") or [str(i) for i in range(len(scores))]
+    best = np.argsort(-scores, kind="stable")[:5]
+    return "\n".join(f"{labels[i] if i < len(labels) else i}\t{scores[i]:.4f}" for i in best)
+
+
+def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, C] of a .npy file as it is, or of an image file, in RGB and resized; Pillow is needed for those."""
+    try:
+        if path.suffix == ".npy":
+            pixels: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        else:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+                resize = steps.get("resize")
+                pixels = np.asarray(rgb.resize(resize["size"][::-1], Image.Resampling.BILINEAR) if resize else rgb)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read as an image ({error})") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != len(steps["mean"]):
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {len(steps['mean'])}]")
+    return pixels
 
 
 def run_onnx(path: Path, feed: dict[str, Any], taps: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -393,8 +464,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
+    parser.add_argument("--image", type=Path, help="an image file or a .npy array to run the model on instead")
     options = parser.parse_args()
     try:
+        if options.image is not None:
+            print(predict(options.folder, options.image))
+            return 0
         result = replay(options.folder, check=not options.no_hash)
     except FolderError as error:
         print(f"error: {error}", file=sys.stderr)

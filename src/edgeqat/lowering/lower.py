@@ -66,7 +66,7 @@ def lower(
     folder = Path(out_dir)
     with replace_folder(folder) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
-        golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps)
+        golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
         manifest = _manifest(program, runtime_of(target.name), spelling, temporary, inputs, preprocessing)
