@@ -186,7 +186,7 @@ def test_doctor_without_the_runtime() -> None:
         (["--set=model.weights=none.pt"], "found no weights file"),
         (["--set=model.factory=edgeqat.zoo:edge"], "model.factory: edgeqat.zoo has no callable 'edge'"),
         (["--set=model.args.num_classes=5"], "the loss cross_entropy of one batch of digits fails: IndexError"),
-        (["--set=task.metric=top5"], "task.metric: found 'top5', wanted one of top1"),
+        (["--set=task.metric=f1"], "task.metric: found the metric 'f1', wanted one of top1, top5, mean_iou, mae"),
         (["--set=task.loss=hinge"], "task.loss: found the loss 'hinge', wanted one of cross_entropy, mse"),
         (["--set=gate.runtimes=[openvino]"], "gate.runtimes: found 'openvino', wanted runtimes of export"),
         (["--set=measure.batch=601"], "measure.batch is 601, but there are 600 test samples; lower it"),
@@ -256,7 +256,7 @@ def test_directory_that_holds_another_run(command: CommandLine, tmp_path: Path, 
     assert found == f"error: {tmp_path} holds {state}; pass --overwrite to replace it, or choose another directory"
     assert digests(tmp_path) == before
     # Bad input leaves the old run alone, --overwrite or not.
-    bad = command("run", "digits-edge", "-o", tmp_path, "--overwrite", "--set=task.metric=top5")
+    bad = command("run", "digits-edge", "-o", tmp_path, "--overwrite", "--set=task.metric=f1")
     assert "task.metric" in bad.refusal(2)
     assert digests(tmp_path) == before
 

@@ -273,7 +273,8 @@ def test_unknown_loss(code: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         build_loss("crossentropy")
     assert str(caught.value) == (
-        "task.loss: found the loss 'crossentropy', wanted one of cross_entropy, mse, or module:callable"
+        "task.loss: found the loss 'crossentropy', wanted one of cross_entropy, mse, l1, "
+        "binary_cross_entropy_with_logits, or module:callable"
     )
     with pytest.raises(ModelError, match=r"task.loss: .* has no callable 'nothing'"):
         build_loss(f"{code}:nothing")

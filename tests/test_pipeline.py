@@ -90,7 +90,14 @@ ROW: dict[str, object] = {
     "runtime": str,
     "engine": optional(str),
     "arithmetic": optional(str),
-    "metric": {"name": "top1", "value": FRACTION, "ci95": INTERVAL, "n": int},
+    "metric": {
+        "name": "top1",
+        "value": FRACTION,
+        "ci95": INTERVAL,
+        "n": int,
+        "higher_is_better": True,
+        "is_share": True,
+    },
     "drop": optional(float),
     "drop_ci95": optional(INTERVAL),
     "file_bytes": optional(int),
@@ -98,6 +105,7 @@ ROW: dict[str, object] = {
     "latency_ms": optional(
         {"batch": 1, "threads": 1, "n": int, "p50": float, "p90": float, "p99": float, "samples": str}
     ),
+    "peak_memory_bytes": optional(int),
     "parity": optional(
         {
             "against": str,
@@ -111,6 +119,13 @@ ROW: dict[str, object] = {
     "ops": optional({"integer": int, "float": int}),
     "artifact": optional(str),
     "sha256": optional(str),
+    "changes": optional(
+        {
+            "flips": {"right_to_wrong": int, "wrong_to_right": int, "wrong_to_wrong": int, "samples": list},
+            "largest": None,
+            "per_class": list,
+        }
+    ),
 }
 CHECK: dict[str, object] = {
     "name": str,
@@ -381,7 +396,7 @@ def test_weights_are_where_training_starts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "words"),
     [
-        ("task.metric=top5", RecipeError, "task.metric: found 'top5', wanted one of top1"),
+        ("task.metric=f1", RecipeError, "task.metric: found the metric 'f1', wanted one of top1"),
         ("gate.runtimes=[litert]", RecipeError, "gate.runtimes: found 'litert', wanted runtimes of export"),
         ("measure.batch=601", DataError, "measure.batch is 601, but there are 600 test samples"),
         ("data.augment=[spin]", DataError, "data.augment has 'spin'"),

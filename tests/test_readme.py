@@ -7,7 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from edgeqat.factory import build_loss, build_metric
+from edgeqat.train.losses import check_loss
 from helpers import run_edgeqat, run_python
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
-    code, _ = blocks("python")
-    ended = run_python(code, cwd=tmp_path)
+    ended = run_python(blocks("python")[0], cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "of the logits are bit-identical" in ended.out
     assert {p.name for p in (tmp_path / "resnet20-int8").iterdir()} == {
@@ -36,6 +38,15 @@ def test_the_data_example_can_be_inspected(tmp_path: Path) -> None:
     ended = run_edgeqat("inspect", "--set", "data.source=my_data.py:make", cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "ops in INT8" in ended.out
+
+
+def test_the_task_example_fits_a_model_of_several_outputs(tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(blocks("python")[2], encoding="utf-8")
+    loss, metric = build_loss(f"{tmp_path}/my_task.py:loss"), build_metric(f"{tmp_path}/my_task.py:box_error")
+    outputs, targets = {"boxes": torch.ones(3, 4, requires_grad=True)}, {"boxes": torch.zeros(3, 4)}
+    check_loss(loss, "loss", "boxes", outputs, targets)
+    assert metric.statistics(outputs, targets).tolist() == [1, 1, 1]
+    assert not metric.higher_is_better
 
 
 def commands() -> list[str]:

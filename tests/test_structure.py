@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     # A module may import from its own line and from those above it.
     ["version", "errors", "replay"],
-    ["files", "callables", "run_folder", "signature", "machine", "affine", "metrics"],
+    ["files", "callables", "run_folder", "signature", "machine", "affine", "intervals", "per_sample", "metrics"],
     ["program", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from edgeqat.callables import resolve_callable
-from edgeqat.errors import ModelError, RecipeError
+from edgeqat.errors import InputError, ModelError, RecipeError
+from edgeqat.metrics import Metric, resolve_metric
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
 from edgeqat.recipe import ModelSection, Override, QuantizeSection
 from edgeqat.train.checkpoint import load_weights
-from edgeqat.train.loop import Loss, resolve_loss
+from edgeqat.train.losses import Loss, resolve_loss
 
-__all__ = ["build_loss", "build_mapping", "build_model"]
+__all__ = ["build_loss", "build_mapping", "build_metric", "build_model"]
 
 
 def build_model(section: ModelSection, seed: int) -> nn.Module:
@@ -50,8 +51,23 @@ def build_loss(name: str) -> Loss:
         return resolve_callable(name, "task.loss")
     try:
         return resolve_loss(name)
-    except Exception as error:
+    except InputError as error:
         raise RecipeError(f"task.loss: {error}, or module:callable") from error
+
+
+def build_metric(name: str) -> Metric:
+    """The metric that a recipe names: a built-in name or a callable.
+
+    Raises:
+        RecipeError: The name is unknown, or the callable does not say which way is better.
+        ModelError: The callable cannot be imported.
+    """
+    try:
+        return resolve_metric(name)
+    except ModelError:
+        raise  # it names the key already
+    except InputError as error:
+        raise RecipeError(f"task.metric: {error}") from error
 
 
 def build_mapping(section: QuantizeSection) -> QConfigMapping:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgeqat.data.batches import Batches
 from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, RecipeError
-from edgeqat.factory import build_loss, build_mapping, build_model
+from edgeqat.factory import build_loss, build_mapping, build_metric, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
@@ -31,7 +32,7 @@ from edgeqat.machine import arithmetic_here, installed_runtimes
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.variant import Variant
-from edgeqat.metrics import METRICS
+from edgeqat.metrics import Metric, evaluate
 from edgeqat.planning import Plan, plan
 from edgeqat.qconfig import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
@@ -41,6 +42,7 @@ from edgeqat.reporting.page import render_page
 from edgeqat.reporting.schema import (
     Report,
 )
+from edgeqat.reporting.summary import figure
 from edgeqat.run_folder import check_free, claim
 from edgeqat.signature import Batch, call
 from edgeqat.simulate.build import prepare
@@ -50,6 +52,7 @@ from edgeqat.target_rules import resolve_targets, runtime_of
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import save_weights
 from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.losses import check_loss
 
 __all__ = ["plan_recipe", "run"]
 
@@ -68,6 +71,11 @@ class Run:
     folder: Path
     data: Dataset
     monitor: Monitor
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric that the recipe names."""
+        return build_metric(self.recipe.task.metric)
 
     def batches(self, split: Split, train: bool = False) -> Batches:
         """A split as normalised batches; training ones are shuffled and augmented."""
@@ -124,7 +132,7 @@ def run(recipe: Recipe | str, out_dir: str | Path, overwrite: bool = False, moni
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
-    report = build_report(recipe, work.data, work.batches(work.data.test), variants)
+    report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric)
     write_atomically(folder / "report.html", render_page(report, str(planned)))
     write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report
@@ -172,14 +180,14 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     """Checks before anything is trained what would else be found only after it.
 
     Raises:
-        RecipeError: An unknown metric, or a gate on a runtime that is not exported.
-        DataError: An augmentation that is unknown or does not fit, or too few test samples for measure.batch.
-        ModelError: The loss of one batch cannot be computed.
+        RecipeError: An unknown loss or metric, or a gate on a runtime that is not exported.
+        DataError: An augmentation that is unknown or does not fit, too few test samples for measure.batch, or outputs
+            and targets that the metric does not take.
+        ModelError: The loss of one batch cannot be computed, or has no gradient.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
     recipe, data = work.recipe, work.data
-    if recipe.task.metric not in METRICS:
-        raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    work.metric  # noqa: B018  refused now, not after training
     runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
     if recipe.task.metric == AGREEMENT and recipe.train is not None:
         # Validation while training has no other model's predictions to compare with.
@@ -193,21 +201,27 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     for runtime in runtimes:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
-    loss = build_loss(recipe.task.loss)
-    if recipe.train is None:
-        return
-    work.batches(data.train, train=True)
+    if recipe.train is not None:
+        work.batches(data.train, train=True)
+    _check_task(work, model)
+
+
+def _check_task(work: Run, model: nn.Module) -> None:
+    """Computes loss and metric of one batch."""
+    task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
     inputs, targets = next(iter(work.batches(data.calibration)))
-    try:
-        with torch.no_grad():
-            loss(call(copy.deepcopy(model).eval(), inputs), targets)
-    except Exception as error:
-        # The model and the loss are the user's code, which may raise anything.
-        known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
-        raise ModelError(
-            f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
-            f"check model.args and task.loss against {known}"
-        ) from error
+    known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
+    outputs = call(copy.deepcopy(model).eval(), inputs)
+    if work.recipe.train is not None:
+        try:
+            check_loss(loss, task.loss, data.source, outputs, targets)
+        except ModelError as error:
+            raise ModelError(f"{error}; check model.args and task.loss against {known}") from error
+    if task.metric == AGREEMENT:
+        targets = outputs  # those of the float model, which no data set holds
+    scores = evaluate(lambda _: outputs, [(inputs, targets)], work.metric)
+    if len(data.test) < 2 and scores.statistics.dtype != torch.bool:
+        raise DataError(f"found {len(data.test)} test samples, wanted at least 2: {work.metric.name} has no interval")
 
 
 def _train_and_convert(work: Run, model: nn.Module) -> list[Variant]:
@@ -249,7 +263,9 @@ def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: flo
     batches = work.batches(work.data.train, train=True)
 
     def tell(epoch: Epoch) -> None:
-        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
+        metric = ""
+        if epoch.metric is not None:
+            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
         work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
 
     with work.monitor.steps("training", epochs * len(batches)) as advance:
@@ -265,7 +281,7 @@ def _fit(work: Run, model: nn.Module, epochs: int, lr: float, max_grad_norm: flo
             max_grad_norm=max_grad_norm,
             seed=train.seed,
             validation_batches=work.batches(work.data.validation),
-            metric=work.recipe.task.metric,
+            metric=work.metric,
             # What will be shipped is validated; where its arithmetic is not known, the simulation is.
             exact=arithmetic_here(work.recipe.export[0]),
             on_step=advance,
@@ -307,13 +323,14 @@ def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("verify every value on the runtime")
+    classes = work.metric.classes or work.data.labels is not None
     for variant in variants:
         for runtime, artifact in variant.artifacts.items():
             inputs = work.batches(work.data.test).inputs()
             if isinstance(variant.model, SimulatedModel):
-                parity = verify(artifact, variant.program, inputs)
+                parity = verify(artifact, variant.program, inputs, classes=classes)
             else:
-                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs)  # type: ignore[misc]
+                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
             variant.parity[runtime] = parity
             # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
             exact = isinstance(variant.model, SimulatedModel)
@@ -328,7 +345,7 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     found = measure(
         [variant.artifacts[runtime] for variant, runtime in places],
         work.batches(work.data.test),
-        work.recipe.task.metric,
+        work.metric,
         settings.threads,
         settings.batch,
     )

@@ -80,9 +80,12 @@ class Artifact:
             return [inputs[name] for name in self.manifest["inputs"]]
         return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
-    def run(self, inputs: Batch) -> Any:
-        """Runs a batch on the real runtime, one thread; returns the model's own output structure."""
-        outputs = self.session().run(self.flat_inputs(inputs))
+    def run(self, inputs: Batch, threads: int = 1) -> Any:
+        """Runs a batch on the real runtime; returns the model's own output structure.
+
+        A folder loaded from disk does not know that structure: it returns a tuple of outputs.
+        """
+        outputs = self.session(threads).run(self.flat_inputs(inputs))
         return tuple(outputs) if self.signature is None else self.signature.unflatten(outputs)
 
 

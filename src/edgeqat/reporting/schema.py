@@ -10,7 +10,22 @@ from pydantic import BaseModel, ConfigDict
 from edgeqat.errors import EdgeqatError
 from edgeqat.recipe import GateSection
 
-__all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge"]
+__all__ = [
+    "ChangedSample",
+    "Changes",
+    "Check",
+    "ClassRow",
+    "FlippedSample",
+    "Flips",
+    "Gate",
+    "LatencyRow",
+    "MetricRow",
+    "OpsRow",
+    "ParityRow",
+    "Report",
+    "Row",
+    "judge",
+]
 
 SCHEMA = 1
 
@@ -20,12 +35,14 @@ class _Record(BaseModel):
 
 
 class MetricRow(_Record):
-    """A metric with its 95% interval over n samples."""
+    """A metric with its 95% interval over n samples; the figures of a share are in 0..1."""
 
     name: str
     value: float
     ci95: tuple[float, float]
     n: int
+    higher_is_better: bool = True
+    is_share: bool = True
 
 
 class LatencyRow(_Record):
@@ -58,6 +75,55 @@ class OpsRow(_Record):
     float: int
 
 
+class FlippedSample(_Record):
+    """A sample that the two models classify differently, at least one of them wrongly; classes by name."""
+
+    index: int
+    target: str | None
+    float_class: str
+    quantized_class: str
+
+
+class Flips(_Record):
+    """How many samples changed sides from the float twin to the quantized model, and the first 50 of them."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_wrong: int
+    samples: list[FlippedSample]
+
+
+class ClassRow(_Record):
+    """The metric of one class, over the n samples of it; None where the class does not occur for a model."""
+
+    name: str
+    n: int
+    float_value: float | None
+    quantized_value: float | None
+    drop: float | None
+
+
+class ChangedSample(_Record):
+    """The metric of one sample alone."""
+
+    index: int
+    float_value: float
+    quantized_value: float
+    drop: float
+
+
+class Changes(_Record):
+    """Which samples and classes a quantized model changed, against its float twin on the same runtime.
+
+    `index` counts the test samples from 0, in the order of the split; a drop is positive where the quantized model is
+    worse. `flips` is there for metrics of right and wrong, `largest` (the 50 largest changes) for all others.
+    """
+
+    flips: Flips | None
+    largest: list[ChangedSample] | None
+    per_class: list[ClassRow] | None
+
+
 class Row(_Record):
     """One variant on one runtime."""
 
@@ -71,10 +137,12 @@ class Row(_Record):
     file_bytes: int | None
     payload_bytes: int | None
     latency_ms: LatencyRow | None
+    peak_memory_bytes: int | None = None
     parity: ParityRow | None
     ops: OpsRow | None
     artifact: str | None
     sha256: str | None
+    changes: Changes | None = None
 
 
 class Check(_Record):

@@ -7,20 +7,19 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from edgeqat.errors import DataError, InputError
-from edgeqat.metrics import METRICS
-from edgeqat.signature import Batch, call_of
+from edgeqat.metrics import Metric, MetricLike, evaluate, resolve_metric
+from edgeqat.signature import Batch, call, call_of
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.train.losses import Loss, resolve_loss
 
-__all__ = ["Epoch", "History", "Loss", "fit", "predict", "resolve_loss"]
+__all__ = ["Epoch", "History", "fit"]
 
-Loss: TypeAlias = Callable[[Any, Any], Tensor]
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -51,20 +50,6 @@ class HasEpochs(Protocol):
         ...
 
 
-def resolve_loss(loss: str | Loss) -> Loss:
-    """A loss function by name ("cross_entropy", "mse"), or the callable itself.
-
-    Raises:
-        InputError: The name is unknown.
-    """
-    named: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
-    if callable(loss):
-        return loss
-    if loss not in named:
-        raise InputError(f"found the loss {loss!r}, wanted one of {', '.join(named)}")
-    return named[loss]
-
-
 def fit(
     model: nn.Module,
     train_batches: Iterable[tuple[Batch, Any]],
@@ -78,7 +63,7 @@ def fit(
     max_grad_norm: float | None = None,
     seed: int = 0,
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
-    metric: str = "top1",
+    metric: MetricLike = "top1",
     exact: str | None = "onnxruntime",
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -98,7 +83,7 @@ def fit(
             folded convs diverge from one step that is too large: fine-tuning wants a bound.
         seed: Seeds dropout and whatever else in the model is random.
         validation_batches: Evaluated after each epoch.
-        metric: Name of the validation metric.
+        metric: The validation metric: a name, or a callable as `edgeqat.metrics.resolve_metric` takes it.
         exact: The arithmetic that a simulation is validated in, which is what will be shipped; None validates the
             dequantized simulation. Without effect on a float model.
         on_step: Called after each step.
@@ -110,8 +95,7 @@ def fit(
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
-    if metric not in METRICS:
-        raise InputError(f"found the metric {metric!r}, wanted one of {', '.join(METRICS)}")
+    chosen = resolve_metric(metric)
     history: list[Epoch] = []
     torch.manual_seed(seed)
     for index in range(epochs):
@@ -128,26 +112,13 @@ def fit(
             if on_step is not None:
                 on_step()
         model.eval()
-        found = None if validation_batches is None else _validate(model, validation_batches, metric, exact)
+        found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
         epoch = Epoch(index + 1, total / count, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
         history.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
     model.eval()
     return History(tuple(history))
-
-
-def predict(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]]) -> tuple[Tensor, Tensor]:
-    """(outputs, targets) over all batches, without gradients; `run` maps a batch of inputs to one tensor."""
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    with torch.no_grad():
-        for inputs, target in batches:
-            outputs.append(run(inputs))
-            targets.append(target)
-    if not outputs:
-        raise DataError("found no batches to evaluate on, wanted at least one")
-    return torch.cat(outputs), torch.cat(targets)
 
 
 def _length(batches: Iterable[Any]) -> int:
@@ -198,10 +169,10 @@ def _step(
     return float(value.detach())
 
 
-def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: str, exact: str | None) -> float:
+def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: Metric, exact: str | None) -> float:
     context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if isinstance(model, SimulatedModel) and exact is not None and model.phase == "quantized":
         context = model.exact(exact)
     with context:
-        outputs, targets = predict(lambda x: model(*call_of(x)[0], **call_of(x)[1]), batches)
-    return float(METRICS[metric].per_sample(outputs, targets).double().mean())
+        scores = evaluate(lambda inputs: call(model, inputs), batches, metric)
+    return metric.value(scores.statistics.double().mean(0))
