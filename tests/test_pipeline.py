@@ -13,7 +13,7 @@ import pytest
 import edgeqat as eq
 from edgeqat import replay
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, OutputError, RecipeError
-from edgeqat.measuring import latency
+from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
 from edgeqat.reporting.schema import Report
 from helpers import EXACT_ARITHMETIC, digests
@@ -45,10 +45,11 @@ def files_of(variants: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds() -> Iterator[None]:
-    """How long latencies are measured is not what is tested here."""
+    """How long and how often is measured is not what is tested here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(latency, "MIN_ROUNDS", ROUNDS)
         patched.setattr(latency, "MAX_ROUNDS", ROUNDS)
+        patched.setattr(memory, "PROCESSES", 1)
         yield
 
 

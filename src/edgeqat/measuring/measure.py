@@ -71,7 +71,7 @@ def measure(
         found.append(METRICS[metric].per_sample(outputs, targets))
     inputs = _first_samples(artifacts[0], eval_batches, batch)
     named = {str(i): artifact for i, artifact in enumerate(artifacts)}
-    latencies = measure_latency(named, inputs, threads)
+    latencies = measure_latency(named, dict.fromkeys(named, inputs), threads)
     return [
         Measurement(
             artifact,

@@ -24,3 +24,4 @@ class Variant:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     measured: dict[str, Measurement] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)
