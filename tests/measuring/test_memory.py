@@ -48,8 +48,9 @@ def test_peak_grows_with_the_activations(tmp_path: Path) -> None:
 
 
 @LINUX
-def test_the_probe_of_torchscript(tmp_path: Path) -> None:
+def test_the_probe_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same probe on a scripted model, whose largest tensor is 32 MB as float32."""
+    monkeypatch.setattr("edgeqat.measuring.memory.PROCESSES", 1)  # each imports torch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(Wide().eval()).save(tmp_path / "model.pt")

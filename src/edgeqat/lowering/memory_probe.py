@@ -3,8 +3,8 @@
     python -P memory_probe.py REQUEST < inputs.npz
 
 REQUEST is a JSON object: model (a path), runtime, engine, threads, calls, inputs (names, in the order of the
-arrays). Imports the runtime, numpy and the standard library alone, so that nothing else is in the process. Prints `null`
-where the system does not tell: no /proc, or a peak that cannot be reset.
+arrays). Imports the runtime, numpy and the standard library alone, so that nothing else is in the process.
+Prints `null` where the system does not tell: no /proc, or a peak that cannot be reset.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def start_torchscript(engine: str, threads: int) -> Callable[[str, Feed], Callab
     torch.backends.quantized.engine = engine
 
     def load(model: str, feed: Feed) -> Callable[[], object]:
-        module = torch.jit.load(model).eval()
+        module = torch.jit.load(model).eval()  # type: ignore[no-untyped-call]
         inputs = [torch.from_numpy(array) for array in feed.values()]
 
         def call() -> object:
