@@ -42,7 +42,7 @@ def report(folder: Path, runtime: str, inputs: Tensor, options: argparse.Namespa
     for _ in range(options.repeats):
         places = {name: folder / "artifacts" / name / runtime for name in ("float_finetuned", "qat")}
         artifacts = {name: eq.load_artifact(place) for name, place in places.items()}
-        found = measure_latency(artifacts, [inputs], options.threads)
+        found = measure_latency(artifacts, {name: [inputs] for name in artifacts}, options.threads)
         medians = {name: latency.percentile(50) for name, latency in found.items()}
         ratios.append(medians["qat"] / medians["float_finetuned"])
         fp32.append(medians["float_finetuned"])

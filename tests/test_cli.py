@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeqat.recipe import bundled_recipes
-from helpers import ENVIRONMENT, CommandLine, digests, run_edgeqat, run_python
+from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
 TINY = [
     "--set=data.image_size=8",
@@ -21,7 +21,7 @@ TINY = [
     "--set=train.qat_epochs=1",
     "--set=gate={max_drop: null, min_size_ratio: null, min_agreement: null}",
 ]
-MAIN = "import sys; sys.argv[0] = 'edgeqat'; from edgeqat.cli import main; main()"
+
 
 FACTORY = """
 from torch import nn
@@ -50,7 +50,7 @@ def test_help_needs_no_torch() -> None:
     ended = run_python(code)
     assert (ended.code, ended.err) == (0, "")
     assert "heavy: []" in ended.out
-    for command in ("run", "recipes", "inspect", "verify", "doctor"):
+    for command in ("run", "recipes", "inspect", "verify", "bench", "compare", "doctor"):
         assert f"\n  {command} " in ended.out
 
 

@@ -14,7 +14,7 @@ import edgeqat as eq
 from edgeqat import replay
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, OutputError, RecipeError
 from edgeqat.machine import arithmetic_here
-from edgeqat.measuring import latency
+from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
 from edgeqat.reporting.schema import Report
 from helpers import EXACT_ARITHMETIC, digests
@@ -51,10 +51,11 @@ def files_of(variants: list[str], runtimes: Sequence[str] = ("onnxruntime",)) ->
 
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds() -> Iterator[None]:
-    """How long latencies are measured is not what is tested here."""
+    """How long and how often is measured is not what is tested here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(latency, "MIN_ROUNDS", ROUNDS)
         patched.setattr(latency, "MAX_ROUNDS", ROUNDS)
+        patched.setattr(memory, "PROCESSES", 1)
         yield
 
 

@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_run_in_their_order(place: Path) -> None:
     """With the data set replaced by digits and one epoch each: the commands are the README's otherwise."""
-    assert len(commands()) == 5
+    assert len(commands()) == 7
     for line in commands():
         words = shlex.split(line)[1:]
         if words[0] == "run":

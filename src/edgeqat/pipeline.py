@@ -30,6 +30,7 @@ from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
 from edgeqat.machine import arithmetic_here, installed_runtimes
 from edgeqat.measuring.measure import measure
+from edgeqat.measuring.memory import peak_memory
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import Metric, evaluate
@@ -351,5 +352,6 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     )
     for (variant, runtime), measurement in zip(places, found, strict=True):
         variant.measured[runtime] = measurement
+        variant.memory[runtime] = peak_memory(variant.artifacts[runtime], settings.threads)
         lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
         write_atomically(work.folder / samples_path(variant, runtime), "ms\n" + lines)

@@ -55,7 +55,7 @@ def test_latency_is_of_the_batch_asked_for(
     pair: tuple[eq.Artifact, eq.Artifact, eq.QuantizedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeqat.measuring.latency.BUDGET_S", 0.0)
-    found = measure_latency({"a": pair[0]}, [IMAGE[:7]], threads=1)
+    found = measure_latency({"a": pair[0]}, {"a": [IMAGE[:7]]}, threads=1)
     assert found["a"].batch == 7 and len(found["a"].samples_ms) == MIN_ROUNDS
 
 

@@ -8,18 +8,20 @@ a model of 0.3 MB).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgeqat.errors import TamperedError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.program import Kind, QuantizedProgram
-from edgeqat.replay import checksums, preprocess, steps_of
+from edgeqat.replay import FolderError, checksums, preprocess, read_safetensors, steps_of
 
-__all__ = ["GOLDEN_N", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
+__all__ = ["GOLDEN_N", "golden_inputs", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
 
 GOLDEN_N = 16
 GOLDEN_SEED = 20240229
@@ -110,3 +112,22 @@ def golden_vectors(
         for value, integers in values.items():
             tensors[f"{name}/crc32/{value}"] = torch.from_numpy(checksums(integers.to(torch.uint8).numpy()))
     return tensors
+
+
+def golden_inputs(folder: Path, manifest: Mapping[str, Any], n: int) -> dict[str, np.ndarray[Any, Any]]:
+    """n samples of an artifact folder's golden inputs by name, in the model's order; repeated where n needs more.
+
+    Raises:
+        TamperedError: They cannot be read, or are not those of the manifest.
+    """
+    try:
+        tensors = read_safetensors(folder / "golden.safetensors")
+    except FolderError as error:
+        raise TamperedError(str(error)) from error
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name in manifest["inputs"]:
+        samples = tensors.get(f"inputs/{name}")
+        if samples is None or samples.ndim == 0 or len(samples) == 0:
+            raise TamperedError(f"{folder / 'golden.safetensors'} has no input {name!r}; fetch the artifact again")
+        found[name] = samples[np.arange(n) % len(samples)]
+    return found

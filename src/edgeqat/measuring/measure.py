@@ -67,7 +67,7 @@ def measure(
     found = [evaluate(lambda x, a=artifact: _outputs(a, x, threads), eval_batches, chosen) for artifact in artifacts]  # type: ignore[misc]
     inputs = _first_samples(artifacts[0], eval_batches, batch)
     named = {str(i): artifact for i, artifact in enumerate(artifacts)}
-    latencies = measure_latency(named, inputs, threads)
+    latencies = measure_latency(named, dict.fromkeys(named, inputs), threads)
     return [
         Measurement(
             artifact,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeqat.errors import EdgeqatError
+from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.recipe import GateSection
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Report",
     "Row",
     "judge",
+    "read_report",
 ]
 
 SCHEMA = 1
@@ -172,7 +175,7 @@ class Report(_Record):
     recipe_sha256: str
     machine: dict[str, Any]
     data: dict[str, Any]
-    results: list[Row]
+    results: list[Row] = Field(min_length=1)
     gate: Gate
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +187,34 @@ class Report(_Record):
     def row(self, variant: str, runtime: str) -> Row | None:
         """The row of a variant on a runtime."""
         return next((r for r in self.results if (r.variant, r.runtime) == (variant, runtime)), None)
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a finished run.
+
+    Raises:
+        InputError: The directory holds no finished run, or its report.json cannot be read.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        if (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder} holds an unfinished run: it has no report.json; finish it first")
+        raise InputError(f"found no report.json in {folder}, wanted the directory of a finished run")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run the recipe again") from error
+    if not isinstance(data, dict) or "schema" not in data:
+        raise InputError(f"{path} is no report of edgeqat: it has no schema; run the recipe again")
+    schema = data.pop("schema")
+    if schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema!r}, this edgeqat reads {SCHEMA}; use the version that wrote it")
+    try:
+        return Report.model_validate({**data, "schema_version": schema})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} does not fit the schema at {where}: {first['msg']}; run the recipe again") from error
 
 
 FLOAT_TWIN = {"ptq": "float", "qat": "float_finetuned"}
