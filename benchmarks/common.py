@@ -11,7 +11,7 @@ import torch
 
 import edgeqat as eq
 from edgeqat.data.batches import Batches
-from edgeqat.data.sources import Dataset
+from edgeqat.data.dataset import Dataset
 from edgeqat.factory import build_mapping, build_model
 from edgeqat.machine import describe_machine
 from edgeqat.pipeline import load_data
@@ -20,17 +20,18 @@ from edgeqat.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A finished run's recipe, data, trained simulation and INT8 artifact."""
+    """A finished run's recipe, data and trained simulation, and its INT8 artifacts by runtime."""
 
     folder: Path
     recipe: Recipe
     data: Dataset
     sim: eq.SimulatedModel
-    artifact: eq.Artifact
+    artifacts: dict[str, eq.Artifact]
 
-    def test_batches(self, batch_size: int) -> Batches:
-        """The test split."""
-        return Batches(self.data.test, batch_size=batch_size, mean=self.data.mean, std=self.data.std)
+    def test_batches(self, batch_size: int, n: int | None = None) -> Batches:
+        """The test split, or its first n samples."""
+        split = self.data.test if n is None else self.data.test.take(torch.arange(n))
+        return Batches(split, batch_size=batch_size, mean=self.data.mean, std=self.data.std)
 
 
 def open_run(folder: Path) -> OpenedRun:
@@ -38,12 +39,12 @@ def open_run(folder: Path) -> OpenedRun:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     data = load_data(recipe)
     model = build_model(recipe.model, 0).eval()
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    example, _ = next(iter(Batches(data.calibration, batch_size=2, mean=data.mean, std=data.std)))
     sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     sim.load_state_dict(safetensors.torch.load_file(folder / "checkpoints" / "qat.safetensors"))
     sim.set_phase("quantized")
-    artifact = eq.load_artifact(folder / "artifacts" / "qat" / "onnxruntime")
-    return OpenedRun(folder, recipe, data, sim, artifact)
+    places = sorted((folder / "artifacts" / "qat").iterdir())
+    return OpenedRun(folder, recipe, data, sim, {place.name: eq.load_artifact(place) for place in places})
 
 
 def print_machine(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""INT8 against FP32 latency of finished runs, in ONNX Runtime, interleaved call by call.
+"""INT8 against FP32 latency of finished runs, on each of their runtimes, interleaved call by call.
 
     python benchmarks/latency.py RUN [RUN ...] [--threads 1] [--batch 1] [--repeats 7]
 
@@ -13,9 +13,10 @@ import argparse
 import statistics
 from pathlib import Path
 
+from torch import Tensor
+
 import edgeqat as eq
 from common import open_run, print_machine
-from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.measuring.latency import measure_latency
 
 
@@ -29,26 +30,32 @@ def main() -> None:
     options = parser.parse_args()
     print_machine(options.threads)
     for folder in options.runs:
-        inputs = next(iter(open_run(folder).test_batches(options.batch)))[0]
-        ratios, fp32, int8 = [], [], []
-        for _ in range(options.repeats):
-            places = {name: folder / "artifacts" / name / "onnxruntime" for name in ("float_finetuned", "qat")}
-            artifacts = {name: eq.load_artifact(place) for name, place in places.items()}
-            found = measure_latency(artifacts, [inputs], options.threads)
-            medians = {name: latency.percentile(50) for name, latency in found.items()}
-            ratios.append(medians["qat"] / medians["float_finetuned"])
-            fp32.append(medians["float_finetuned"])
-            int8.append(medians["qat"])
-        sizes = [artifacts[name].file_bytes for name in ("float_finetuned", "qat")]
-        print(
-            f"{folder.name}: batch {options.batch}: INT8 {statistics.median(int8):.4f} ms, FP32 "
-            f"{statistics.median(fp32):.4f} ms, ratio {statistics.median(ratios):.3f} "
-            f"({min(ratios):.3f} to {max(ratios):.3f}, {options.repeats} repeats)"
-        )
-        print(f"{folder.name}: INT8 {sizes[1]} bytes, FP32 {sizes[0]} bytes, ratio {sizes[0] / sizes[1]:.3f}")
-        print(
-            f"{folder.name}: INT8 graph as run: {dict(optimized_ops(artifacts['qat'].path.read_bytes()))}", flush=True
-        )
+        run = open_run(folder)
+        inputs = next(iter(run.test_batches(options.batch)))[0]
+        for runtime in run.artifacts:
+            report(folder, runtime, inputs, options)
+
+
+def report(folder: Path, runtime: str, inputs: Tensor, options: argparse.Namespace) -> None:
+    """Prints three lines a runtime."""
+    ratios, fp32, int8 = [], [], []
+    for _ in range(options.repeats):
+        places = {name: folder / "artifacts" / name / runtime for name in ("float_finetuned", "qat")}
+        artifacts = {name: eq.load_artifact(place) for name, place in places.items()}
+        found = measure_latency(artifacts, {name: [inputs] for name in artifacts}, options.threads)
+        medians = {name: latency.percentile(50) for name, latency in found.items()}
+        ratios.append(medians["qat"] / medians["float_finetuned"])
+        fp32.append(medians["float_finetuned"])
+        int8.append(medians["qat"])
+    sizes = [artifacts[name].file_bytes for name in ("float_finetuned", "qat")]
+    print(
+        f"{folder.name}, {runtime}: batch {options.batch}: INT8 {statistics.median(int8):.4f} ms, FP32 "
+        f"{statistics.median(fp32):.4f} ms, ratio {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f}, {options.repeats} repeats)"
+    )
+    print(f"{folder.name}, {runtime}: INT8 {sizes[1]} bytes, FP32 {sizes[0]} bytes, ratio {sizes[0] / sizes[1]:.3f}")
+    ran = artifacts["qat"].manifest["coverage"]["runtime_ops"]
+    print(f"{folder.name}, {runtime}: INT8 graph as run: {dict(ran)}", flush=True)
 
 
 if __name__ == "__main__":

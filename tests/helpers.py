@@ -20,6 +20,7 @@ EXACT_ARITHMETIC = pytest.mark.skipif(
     reason="this processor's ONNX Runtime kernels have no known arithmetic (onnxruntime/x86 means VNNI)",
 )
 STAGE_LINE = re.compile(r" *\d+\.\d s  \S|          \S")
+MAIN = "import sys; sys.argv[0] = 'edgeqat'; from edgeqat.cli import main; main()"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 

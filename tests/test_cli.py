@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeqat.recipe import bundled_recipes
-from helpers import ENVIRONMENT, CommandLine, digests, run_edgeqat, run_python
+from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
 TINY = [
     "--set=data.image_size=8",
@@ -21,7 +21,7 @@ TINY = [
     "--set=train.qat_epochs=1",
     "--set=gate={max_drop: null, min_size_ratio: null, min_agreement: null}",
 ]
-MAIN = "import sys; sys.argv[0] = 'edgeqat'; from edgeqat.cli import main; main()"
+
 
 FACTORY = """
 from torch import nn
@@ -50,7 +50,7 @@ def test_help_needs_no_torch() -> None:
     ended = run_python(code)
     assert (ended.code, ended.err) == (0, "")
     assert "heavy: []" in ended.out
-    for command in ("run", "recipes", "inspect", "verify", "doctor"):
+    for command in ("run", "recipes", "inspect", "verify", "bench", "compare", "doctor"):
         assert f"\n  {command} " in ended.out
 
 
@@ -121,7 +121,7 @@ def test_inspect_as_json(command: CommandLine) -> None:
     assert (ended.code, ended.err) == (0, "")
     plan = json.loads(ended.out)
     assert list(plan) == ["plan_hash", "targets", "ops", "folded", "refusals"]
-    assert plan["targets"] == ["onnxruntime"]
+    assert plan["targets"] == ["onnxruntime", "torchscript"]
     assert len(plan["folded"]) == 19
     assert {row["runs"] for row in plan["ops"] if row["kind"] in ("conv", "linear", "add")} == {"INT8"}
     again = json.loads(command("inspect", "cifar10-resnet20", "--json").out)
@@ -138,15 +138,16 @@ def test_inspect_diff_shows_only_what_differs(command: CommandLine, tmp_path: Pa
     assert any(line.startswith("-  fc: linear INT8") for line in lines)
     assert any(line.startswith("+  fc: ") and "float" in line for line in lines)
     assert not any("entry_block" in line for line in lines)
-    assert command("inspect", "digits-edge", "--diff", "cifar10-edge").out == "the plans are the same\n"
-    assert json.loads(command("inspect", "digits-edge", "--diff", "cifar10-edge", "--json").out) == {"diff": []}
+    other.write_text("train: {float_epochs: 1}")
+    assert command("inspect", "digits-edge", "--diff", other).out == "the plans are the same\n"
+    assert json.loads(command("inspect", "digits-edge", "--diff", other, "--json").out) == {"diff": []}
 
 
 def test_doctor(command: CommandLine) -> None:
     ended = command("doctor")
     assert (ended.code, ended.err) == (0, "")
     heads = [line.split()[0] for line in ended.out.splitlines()]
-    assert heads == ["processor", "features", "onnxruntime", "gpu", "versions"]
+    assert heads == ["processor", "features", "onnxruntime", "torchscript", "gpu", "versions"]
 
 
 def test_doctor_as_json(command: CommandLine) -> None:
@@ -178,17 +179,17 @@ def test_doctor_without_the_runtime() -> None:
         (["no-such-recipe"], "no bundled recipe of that name"),
         (["--set=export=[openvino]"], "the runtime 'openvino' is not supported yet; supported: onnxruntime"),
         (["--set=export=[tensorrt]"], "found the runtime 'tensorrt', wanted one of onnxruntime"),
-        (["--set=data.source=./nowhere"], "is not digits, cifar10 or an existing folder"),
+        (["--set=data.source=./nowhere"], "is not digits, cifar10, a folder (looked for "),
         (["--set=data.augment=[rotate]"], "data.augment has 'rotate', wanted names among crop, flip"),
         (["--set=data.calibration_n=5000"], "data.calibration_n is 5000"),
         (["--set=data.std=[1, 1, 0]"], "data.std is [1.0, 1.0, 0.0], wanted figures above 0"),
         (["--set=model.weights=none.pt"], "found no weights file"),
         (["--set=model.factory=edgeqat.zoo:edge"], "model.factory: edgeqat.zoo has no callable 'edge'"),
         (["--set=model.args.num_classes=5"], "the loss cross_entropy of one batch of digits fails: IndexError"),
-        (["--set=task.metric=top5"], "task.metric: found 'top5', wanted one of top1"),
+        (["--set=task.metric=f1"], "task.metric: found the metric 'f1', wanted one of top1, top5, mean_iou, mae"),
         (["--set=task.loss=hinge"], "task.loss: found the loss 'hinge', wanted one of cross_entropy, mse"),
         (["--set=gate.runtimes=[openvino]"], "gate.runtimes: found 'openvino', wanted runtimes of export"),
-        (["--set=measure.batch=601"], "measure.batch is 601, but there are 600 test images; lower it"),
+        (["--set=measure.batch=601"], "measure.batch is 601, but there are 600 test samples; lower it"),
         (["--set=quantize.activations.bits=4"], "found 4-bit activations, but onnxruntime takes 8 bits"),
         (["--set=quantize.weights.learned=true"], "learned ranges are not available yet"),
         (["--set=quantize.fusions=[[a, b]]"], "found no module 'a' in the model"),
@@ -255,7 +256,7 @@ def test_directory_that_holds_another_run(command: CommandLine, tmp_path: Path, 
     assert found == f"error: {tmp_path} holds {state}; pass --overwrite to replace it, or choose another directory"
     assert digests(tmp_path) == before
     # Bad input leaves the old run alone, --overwrite or not.
-    bad = command("run", "digits-edge", "-o", tmp_path, "--overwrite", "--set=task.metric=top5")
+    bad = command("run", "digits-edge", "-o", tmp_path, "--overwrite", "--set=task.metric=f1")
     assert "task.metric" in bad.refusal(2)
     assert digests(tmp_path) == before
 

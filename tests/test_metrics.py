@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,182 +9,199 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeqat.errors import DataError
-from edgeqat.metrics import METRICS, agreement, paired_difference, proportion_interval, top1
+from edgeqat.errors import DataError, InputError, ModelError
+from edgeqat.intervals import mean_interval, paired_difference, proportion_interval
+from edgeqat.metrics import METRICS, Metric, evaluate, resolve_metric
 
 NAN = float("nan")
 
 
-def matched(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tensor, Tensor]:
-    """Per-sample correctness of two models, from the four cells of their table."""
-    a = torch.tensor([1] * both + [1] * only_a + [0] * only_b + [0] * neither, dtype=torch.bool)
-    b = torch.tensor([1] * both + [0] * only_a + [1] * only_b + [0] * neither, dtype=torch.bool)
-    return a, b
+def largest_error(outputs: Any, targets: Any) -> Any:
+    return (outputs["value"] - targets).abs().flatten(1).amax(1)
 
 
-# top1 and agreement.
-
-
-def test_top1_by_hand() -> None:
-    outputs = torch.tensor([[0.1, 0.9, 0.0], [3.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
-    assert top1(outputs, torch.tensor([1, 2, 2])).tolist() == [True, False, True]
-
-
-def test_ties_go_to_the_lowest_index() -> None:
-    outputs = torch.zeros(1, 1000)
-    outputs[0, [3, 500, 999]] = 1
-    assert [top1(outputs, torch.tensor([t])).item() for t in (3, 500, 999)] == [True, False, False]
-    assert top1(torch.full((2, 10), -math.inf), torch.tensor([0, 1])).tolist() == [True, False]
-
-
-def test_top1_takes_integer_logits() -> None:
-    outputs = torch.tensor([[7, 250, 250], [9, 8, 7]], dtype=torch.int32)
-    assert top1(outputs, torch.tensor([1, 0], dtype=torch.int32)).tolist() == [True, True]
-
-
-def test_nan_is_neither_right_nor_agreed_upon() -> None:
-    outputs = torch.tensor([[NAN, 1.0], [2.0, NAN], [0.0, 1.0]])
-    assert top1(outputs, torch.tensor([0, 0, 1])).tolist() == [False, False, True]
-    assert agreement(outputs, outputs) == pytest.approx(1 / 3)
-    assert torch.isnan(outputs).sum() == 2, "outputs must not change"
-
-
-def test_agreement_by_hand() -> None:
-    a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [5.0, 4.0]])
-    b = torch.tensor([[9.0, 0.0], [1.0, 0.0], [3.0, 2.0], [0.0, 0.5]])
-    assert agreement(a, b) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("outputs", "targets", "words"),
-    [
-        (torch.zeros(4), torch.zeros(4, dtype=torch.int64), r"outputs are float32 \[4\], wanted \[N, C\]"),
-        (torch.zeros(4, 0), torch.zeros(4, dtype=torch.int64), r"wanted \[N, C\]"),
-        (
-            torch.zeros(4, 2),
-            torch.zeros(3, dtype=torch.int64),
-            r"targets are int64 \[3\], wanted integers \[4\]",
-        ),
-        (torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.int64), "wanted integers"),
-        (torch.zeros(4, 2), torch.zeros(4), "targets are float32"),
-        (torch.zeros(2, 2), torch.tensor([0, 2]), "targets are 0 to 2, wanted 0 to 1"),
-        (torch.zeros(2, 2), torch.tensor([-1, 0]), "targets are -1 to 0"),
-    ],
-)
-def test_top1_refuses(outputs: Tensor, targets: Tensor, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        top1(outputs, targets)
-
-
-def test_agreement_refuses() -> None:
-    with pytest.raises(DataError, match="wanted one shape"):
-        agreement(torch.zeros(2, 3), torch.zeros(3, 3))
-    with pytest.raises(DataError, match="wanted at least 1"):
-        agreement(torch.zeros(0, 3), torch.zeros(0, 3))
+largest_error.higher_is_better = False  # type: ignore[attr-defined]
 
 
 def test_registry() -> None:
-    assert list(METRICS) == ["top1"]
-    metric = METRICS["top1"]
-    assert (metric.name, metric.higher_is_better, metric.per_sample) == ("top1", True, top1)
+    found = {name: (m.higher_is_better, m.is_share, m.classes) for name, m in METRICS.items()}
+    assert found == {
+        "top1": (True, True, True),
+        "top5": (True, True, True),
+        "mean_iou": (True, True, True),
+        "mae": (False, False, False),
+        "agreement": (True, True, True),
+    }
+    assert all(metric.name == name for name, metric in METRICS.items())
 
 
-# Wilson.
+# Resolving.
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_published_values(successes: int, n: int, low: float, high: float) -> None:
-    """R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3."""
-    got = proportion_interval(successes, n)
-    assert (round(got.low, 4), round(got.high, 4)) == (low, high)
-    assert got.value == successes / n
-    assert got.n == n
+CODE = """
+def dice(outputs, targets):
+    return (outputs.argmax(1) == targets).double()
+dice.higher_is_better = True
+dice.is_share = True
+
+def undecided(outputs, targets):
+    return outputs
+
+def loose(outputs, targets):
+    return outputs
+loose.higher_is_better = "yes"
+
+def half(outputs, targets):
+    return outputs
+half.higher_is_better, half.is_share = True, 1
+"""
 
 
-@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_contains_the_share_and_mirrors(case: tuple[int, int]) -> None:
-    successes, n = case
-    got, mirror = proportion_interval(successes, n), proportion_interval(n - successes, n)
-    assert 0 <= got.low <= got.value <= got.high <= 1
-    assert got.low < got.high
-    assert got.low == pytest.approx(1 - mirror.high, abs=1e-12)
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(CODE, encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses(successes: int, n: int) -> None:
-    with pytest.raises(DataError, match=f"{successes} successes in {n} samples"):
-        proportion_interval(successes, n)
+def test_a_metric_of_one_s_own_by_name(code: Path) -> None:
+    found = resolve_metric(f"{code}:dice")
+    assert (found.name, found.higher_is_better, found.is_share, found.classes) == ("dice", True, True, False)
+    assert found.statistics(torch.eye(2), torch.tensor([0, 0])).tolist() == [1, 0]
 
 
-# Matched pairs.
-
-
-def test_paired_difference_by_hand() -> None:
-    """Cells 794, 150, 86, 570: centre 64/1602, variance (150.5 + 86.5 - 64^2/1602) / 1602^2."""
-    got = paired_difference(*matched(794, 150, 86, 570))
-    assert got.value == pytest.approx(0.04)
-    assert got.low == pytest.approx(0.021217, abs=1e-6)
-    assert got.high == pytest.approx(0.058683, abs=1e-6)
-    assert got.n == 1600
-
-
-@pytest.mark.parametrize("n", [1, 20, 600, 10_000])
-def test_no_discordant_sample_still_has_a_width(n: int) -> None:
-    got = paired_difference(*matched(n, 0, 0, 0))
-    assert got.value == 0
-    assert got.high == -got.low == pytest.approx(1.959964 / (n + 2), rel=1e-6)
-
-
-@given(st.tuples(*[st.integers(0, 40)] * 4).filter(lambda cells: sum(cells) > 0))
-def test_paired_difference_contains_its_value_and_mirrors(cells: tuple[int, int, int, int]) -> None:
-    a, b = matched(*cells)
-    got, mirror = paired_difference(a, b), paired_difference(b.float(), a.float())
-    assert got.value == pytest.approx((cells[1] - cells[2]) / sum(cells))
-    assert -1 <= got.low <= got.value <= got.high <= 1
-    assert (got.low, got.high) == pytest.approx((-mirror.high, -mirror.low))
-
-
-@pytest.mark.parametrize(("p_a", "p_b"), [(0.005, 0.005), (0.02, 0.01), (0.1, 0.05), (0.3, 0.0)])
-def test_paired_interval_covers(p_a: float, p_b: float) -> None:
-    """Exact coverage at n = 40, over all tables.
-
-    A plain Wald interval misses whenever no sample is discordant, 30% of the time at (0.02, 0.01).
-    """
-    n, covered = 40, 0.0
-    for only_a in range(n + 1):
-        for only_b in range(n + 1 - only_a):
-            rest = n - only_a - only_b
-            ways = math.comb(n, only_a) * math.comb(n - only_a, only_b)
-            weight = ways * p_a**only_a * p_b**only_b * (1 - p_a - p_b) ** rest
-            if weight > 1e-9:
-                got = paired_difference(*matched(rest, only_a, only_b, 0))
-                covered += weight * (got.low <= p_a - p_b <= got.high)
-    assert covered >= 0.93
-
-
-def test_paired_difference_of_shares() -> None:
-    """Fractions: two pseudo-samples, one with 1/2 + 1/2 of discordance, are added to the moments."""
-    a, b = torch.tensor([0.5, 1.0, 0.25]), torch.tensor([0.25, 0.5, 0.25])
-    got = paired_difference(a, b)
-    squares = 0.25**2 + 0.5**2 + 1
-    half = 1.959963984540054 * math.sqrt(squares - 0.75**2 / 5) / 5
-    assert got.value == pytest.approx(0.25)
-    assert (got.low, got.high) == pytest.approx((0.15 - half, 0.15 + half))
+def test_a_callable_and_a_metric_are_taken_as_they_are() -> None:
+    found = resolve_metric(largest_error)
+    assert (found.name, found.higher_is_better, found.is_share) == ("largest_error", False, False)
+    assert resolve_metric(found) is found
+    assert resolve_metric("top5") is METRICS["top5"]
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "words"),
+    ("name", "error", "words"),
     [
-        (torch.ones(3), torch.ones(4), r"float32 \[3\] and float32 \[4\], wanted \[N\]"),
-        (torch.ones(0), torch.ones(0), "for the same samples"),
-        (torch.ones(2, 2), torch.ones(2, 2), r"wanted \[N\]"),
-        (torch.tensor([2.0]), torch.tensor([0.0]), "not all in 0..1"),
-        (torch.tensor([NAN]), torch.tensor([0.0]), "not all in 0..1"),
+        ("f1", InputError, "found the metric 'f1', wanted one of top1, top5, .*, or file.py:callable"),
+        ("{code}:nothing", ModelError, "task.metric: .* has no callable 'nothing'"),
+        ("{code}:undecided", InputError, "which way is better; write undecided.higher_is_better = True, or False"),
+        ("{code}:loose", InputError, "the metric loose does not say which way is better"),
+        ("{code}:half", InputError, r"half has is_share = 1, wanted True \(figures in 0..1\) or False"),
     ],
 )
-def test_paired_difference_refuses(a: Tensor, b: Tensor, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        paired_difference(a, b)
+def test_what_is_no_metric_is_refused(code: Path, name: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        resolve_metric(name.format(code=code))
+
+
+# Evaluating.
+
+
+def test_evaluate_gives_the_model_s_own_structure_to_the_metric() -> None:
+    inputs, targets = torch.arange(12.0).reshape(6, 2), torch.zeros(6, 2)
+    batches = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
+    scores = evaluate(lambda x: {"value": x, "other": x[:, :1]}, batches, resolve_metric(largest_error))
+    assert scores.statistics.tolist() == [1, 3, 5, 7, 9, 11]
+    assert scores.predicted is None and scores.labelled is None
+
+
+def test_evaluate_keeps_predictions_and_labels_of_classifiers() -> None:
+    batches = [(torch.eye(3), torch.tensor([0, 1, 1])), (torch.eye(3)[:1], torch.tensor([2]))]
+    scores = evaluate(lambda x: x, batches, METRICS["top1"])
+    assert scores.predicted is not None and scores.labelled is not None
+    assert scores.predicted.tolist() == [0, 1, 2, 0] and scores.labelled.tolist() == [0, 1, 1, 2]
+    assert scores.statistics.tolist() == [True, True, False, False]
+
+
+def raises(outputs: Any, targets: Any) -> Any:
+    raise KeyError("boxes")
+
+
+RETURNS = {
+    "a scalar": (lambda o, t: o.mean(), r"returns float32 \[\], wanted a tensor \[4\], one figure per sample"),
+    "a matrix": (lambda o, t: o, r"returns float32 \[4, 2\], wanted a tensor \[4\]"),
+    "too few": (lambda o, t: o[1:, 0], r"returns float32 \[3\], wanted a tensor \[4\]"),
+    "a list": (lambda o, t: [1.0] * 4, r"returns a list, wanted a tensor \[4\]"),
+    "a number": (lambda o, t: 0.5, r"returns a float, wanted a tensor \[4\]"),
+    "complex": (lambda o, t: o[:, 0] * 1j, r"returns complex64 \[4\]"),
+    "NaN": (lambda o, t: o[:, 0] / 0, "is NaN or infinite for 4 of 4 samples"),
+    "no share": (lambda o, t: o[:, 0] + 2, "gives figures of 2 to 2, but its is_share = True means 0..1"),
+    "an error": (raises, "the metric own fails on a batch: KeyError: 'boxes'"),
+}
+
+
+@pytest.mark.parametrize("case", RETURNS)
+def test_whatever_one_s_own_metric_does_wrong_is_one_line(case: str) -> None:
+    function, words = RETURNS[case]
+
+    def own(outputs: Any, targets: Any) -> Any:
+        return function(outputs, targets)
+
+    own.higher_is_better = own.is_share = True  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=words) as caught:
+        evaluate(lambda x: x, [(torch.zeros(4, 2), None)], resolve_metric(own))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_evaluate_on_and_nan_outputs() -> None:
+    with pytest.raises(DataError, match="found no batches to evaluate on"):
+        evaluate(lambda x: x, [], METRICS["mae"])
+    with pytest.raises(DataError, match="mae is NaN or infinite for 1 of 2 samples of a batch"):
+        evaluate(lambda x: x, [(torch.tensor([1.0, NAN]), torch.zeros(2))], METRICS["mae"])
+
+
+# Intervals and drops.
+
+
+def test_each_kind_of_metric_has_its_interval() -> None:
+    right = torch.tensor([True, True, False, True])
+    shares = torch.tensor([0.9, 1.0, 1.0, 1.0])
+    assert METRICS["top1"].estimate(right) == proportion_interval(3, 4)
+    assert METRICS["mae"].estimate(shares * 9) == mean_interval(shares * 9)
+    clipped = METRICS["agreement"].estimate(shares)
+    assert (clipped.low, clipped.high) == (pytest.approx(mean_interval(shares).low), 1.0)
+
+
+def test_drop_is_positive_where_the_second_is_worse() -> None:
+    right, worse = torch.tensor([True] * 4), torch.tensor([True, False, True, True])
+    assert METRICS["top1"].drop(right, worse) == paired_difference(right, worse)
+    assert METRICS["top1"].drop(right, worse).value == 0.25
+    errors = torch.tensor([1.0, 2.0, 30.0])
+    assert METRICS["mae"].drop(errors, errors + 2).value == pytest.approx(2)
+    assert METRICS["mae"].drop(errors + 2, errors).value == pytest.approx(-2)
+    iou = torch.tensor([[[4.0, 4.0], [2.0, 2.0]]] * 3)
+    lower = iou.clone()
+    lower[0, 0, 0] = 1.0  # class 0: 9 of 12 instead of 12 of 12
+    assert METRICS["mean_iou"].drop(iou, lower).value == pytest.approx((1 - 0.75) / 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=2, max_size=30), st.booleans())
+def test_drop_is_the_difference_and_mirrors(pairs: list[tuple[int, int]], higher: bool) -> None:
+    metric = Metric("own", higher, False, lambda o, t: o)
+    twin, own = torch.tensor(pairs).double().T
+    found, mirror = metric.drop(twin, own), metric.drop(own, twin)
+    worse_by = twin.mean() - own.mean() if higher else own.mean() - twin.mean()
+    assert found.value == pytest.approx(float(worse_by))
+    assert found.low <= found.value <= found.high
+    assert (found.low, found.high) == pytest.approx((-mirror.high, -mirror.low))
+    estimate = metric.estimate(own)
+    assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_figures_of_samples_alone() -> None:
+    iou = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    found = METRICS["mean_iou"].figures(iou)
+    assert found[0] == 0.5 and found[1].isnan()
+    assert METRICS["top1"].figures(torch.tensor([True, False])).tolist() == [1, 0]
+
+
+def test_where_nothing_counts_there_is_no_estimate() -> None:
+    with pytest.raises(DataError, match="nothing in the 2 samples counts"):
+        METRICS["mean_iou"].estimate(torch.zeros(2, 3, 2, dtype=torch.float64))
+
+
+def test_a_metric_never_keeps_gradients() -> None:
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    own.higher_is_better = True  # type: ignore[attr-defined]
+    weights = torch.ones(2, 2, requires_grad=True)
+    assert not resolve_metric(own).statistics(weights * 2, None).requires_grad

@@ -157,3 +157,51 @@ def test_one_weight_with_two_settings_is_refused() -> None:
 
 def test_targets_lists_what_each_runtime_allows() -> None:
     assert "uint8 activations" in eq.targets()["onnxruntime"]
+
+
+# Several targets.
+
+
+def test_torchscript_quantizes_logits_keeps_the_grid_of_pools_and_limits_depthwise_weights() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    planned = eq.plan(edge_model(), images, ["onnxruntime", "torchscript"])
+    program = planned.program
+    assert planned.targets == ("onnxruntime", "torchscript")
+    assert program.values["fc"].grid is not None
+    assert program.grid_of("avgpool") is program.grid_of("downsample_block.conv.6")
+    limits = {name: const.grid.qmax for name, const in program.consts.items()}
+    depthwise = {"residual_block.conv.3.weight", "downsample_block.conv.3.weight"}
+    assert {name for name, limit in limits.items() if limit == 63} == depthwise
+    assert {limit for name, limit in limits.items() if name not in depthwise} == {127}
+
+
+def test_portable_means_every_runtime_that_is_known_exactly() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    portable = eq.plan(edge_model(), images, "portable")
+    assert (
+        portable.program.plan_hash == eq.plan(edge_model(), images, ["torchscript", "onnxruntime"]).program.plan_hash
+    )
+    assert "portable" in eq.targets()
+
+
+@pytest.mark.parametrize(
+    ("targets", "rule"),
+    [
+        (["torchscript/fbgemm", "torchscript/qnnpack"], "largest depthwise weight: torchscript/fbgemm 63, .* any"),
+        (["torchscript", "torchscript/qnnpack"], "largest depthwise weight"),
+        (["torchscript/onednn", "torchscript/qnnpack"], "only torchscript/qnnpack counts padding in averages"),
+        (["torchscript/fbgemm", "torchscript/x86"], "they load with different engines"),
+    ],
+    ids=str,
+)
+def test_targets_that_conflict_are_named_with_the_rule(targets: list[str], rule: str) -> None:
+    with pytest.raises(PlanError, match=f"the targets {targets[0]} and {targets[1]} conflict \\({rule}"):
+        eq.plan(edge_model(), torch.zeros(2, 3, 32, 32), targets)
+
+
+def test_an_average_that_leaves_the_padding_out_stays_float_where_qnnpack_may_run_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
+    images = torch.zeros(2, 3, 8, 8)
+    (row,) = [row for row in eq.plan(model, images, "torchscript").rows() if row.runs == "float"]
+    assert row.reason == "torchscript counts the padding in averages"
+    assert all(row.runs == "INT8" for row in eq.plan(model, images, "torchscript/fbgemm").rows())

@@ -7,7 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from edgeqat.factory import build_loss, build_metric
+from edgeqat.train.losses import check_loss
 from helpers import run_edgeqat, run_python
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
-    (code,) = blocks("python")
-    ended = run_python(code, cwd=tmp_path)
+    ended = run_python(blocks("python")[0], cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "of the logits are bit-identical" in ended.out
     assert {p.name for p in (tmp_path / "resnet20-int8").iterdir()} == {
@@ -29,6 +31,22 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
         "golden.safetensors",
         "verify.py",
     }
+
+
+def test_the_data_example_can_be_inspected(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(blocks("python")[1], encoding="utf-8")
+    ended = run_edgeqat("inspect", "--set", "data.source=my_data.py:make", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "ops in INT8" in ended.out
+
+
+def test_the_task_example_fits_a_model_of_several_outputs(tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(blocks("python")[2], encoding="utf-8")
+    loss, metric = build_loss(f"{tmp_path}/my_task.py:loss"), build_metric(f"{tmp_path}/my_task.py:box_error")
+    outputs, targets = {"boxes": torch.ones(3, 4, requires_grad=True)}, {"boxes": torch.zeros(3, 4)}
+    check_loss(loss, "loss", "boxes", outputs, targets)
+    assert metric.statistics(outputs, targets).tolist() == [1, 1, 1]
+    assert not metric.higher_is_better
 
 
 def commands() -> list[str]:
@@ -42,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_run_in_their_order(place: Path) -> None:
     """With the data set replaced by digits and one epoch each: the commands are the README's otherwise."""
-    assert len(commands()) == 5
+    assert len(commands()) == 7
     for line in commands():
         words = shlex.split(line)[1:]
         if words[0] == "run":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def refusal(folder: Path, text: str, *settings: str) -> str:
 
 
 def test_bundled_recipes_are_these_and_describe_themselves() -> None:
-    assert BUNDLED == ["cifar10-edge", "cifar10-resnet20", "digits-edge"]
+    assert BUNDLED == ["cifar10-edge", "cifar10-mobilenetv2", "cifar10-resnet20", "cifar10-resnet8", "digits-edge"]
     for description in bundled_recipes().values():
         assert len(description) > 20
         assert not description.startswith("#")
@@ -265,6 +266,46 @@ def test_modules_and_names_are_no_paths(tmp_path: Path) -> None:
     assert recipe.data.source == "cifar10"
 
 
+@pytest.mark.parametrize(
+    ("source", "resolved"),
+    [
+        ("org/name", "org/name"),
+        ("imagenet-1k", "imagenet-1k"),
+        ("my.data:make", "my.data:make"),
+        ("", ""),
+        ("here/images", "BASE/here/images"),
+        ("here", "BASE/here"),
+        ("org/name/deep", "BASE/org/name/deep"),
+        ("./org/name", "BASE/org/name"),
+        ("../org", "PARENT/org"),
+        (".", "BASE"),
+        ("/org/name", "/org/name"),
+        ("~/pictures", "HOME/pictures"),
+        ("name/", "BASE/name"),
+        ("two words", "BASE/two words"),
+        ("data.py:make", "BASE/data.py:make"),
+        ("../data.py:make", "PARENT/data.py:make"),
+        ("~/data.py:make", "HOME/data.py:make"),
+        ("odd:name", "BASE/odd:name"),
+    ],
+)
+def test_a_source_is_a_path_where_it_must_be_or_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, resolved: str
+) -> None:
+    """`org/name` is the hub's unless such a folder stands beside the recipe; --set looks in the working directory."""
+    base = tmp_path / "base"
+    (base / "here" / "images").mkdir(parents=True)
+    (base / "odd:name").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wanted = resolved.replace("BASE", str(base)).replace("PARENT", str(tmp_path))
+    wanted = wanted.replace("HOME", str(tmp_path / "home"))
+    recipe = load_recipe(write(base, yaml.safe_dump({"data": {"source": source}})))
+    assert recipe.data.source == wanted
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe  # once resolved it stays
+    monkeypatch.chdir(base)
+    assert load_recipe("digits-edge", [f"data.source={json.dumps(source)}"]).data.source == wanted
+
+
 def test_a_built_in_source_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -322,7 +363,9 @@ recipes = st.fixed_dictionaries(
         "data": st.fixed_dictionaries(
             {},
             optional={
-                "source": st.sampled_from(["digits", "cifar10", "/some/where"]),
+                "source": st.sampled_from(
+                    ["digits", "cifar10", "/some/where", "org/name", "/my.py:data", "my.data:make"]
+                ),
                 "mean": st.none() | st.lists(numbers, max_size=3),
                 "augment": st.none() | st.lists(names, max_size=2),
             },

@@ -15,10 +15,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     # A module may import from its own line and from those above it.
     ["version", "errors", "replay"],
-    ["files", "run_folder", "signature", "machine", "affine", "metrics"],
+    ["files", "callables", "run_folder", "signature", "machine", "affine", "intervals", "per_sample", "metrics"],
     ["program", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],
+    ["plan_table"],
     ["planning", "interpreter"],
     ["simulate", "lowering"],
     ["train"],
@@ -32,13 +33,17 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 MAX_FILE_LINES = 400
+LONGER_FILES = {
+    # It is shipped as one file, verify.py, which may import nothing of ours.
+    "replay.py": 510,
+}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
     # fit's docstring explains seventeen arguments, and what it raises; its body has 27 lines.
     "train/loop.py:fit": 93,
 }
 
-RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}
+RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}  # torch is no sign of a runtime: everything is built on it
 MAY_USE_RUNTIMES = {"lowering", "replay"}
 
 
@@ -86,7 +91,7 @@ def test_only_the_edge_imports_a_runtime(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= MAX_FILE_LINES
+    assert text.count("\n") <= LONGER_FILES.get(str(path.relative_to(ROOT)), MAX_FILE_LINES)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None

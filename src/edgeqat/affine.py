@@ -18,6 +18,7 @@ __all__ = [
     "broadcast",
     "dequantize",
     "fake_quantize",
+    "float_bias",
     "quantize",
     "quantize_bias",
     "symmetric_scale",
@@ -128,3 +129,15 @@ def quantize_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Te
         Integers in a float64 [C] tensor.
     """
     return torch.round(bias.double() / (input_scale.double() * weight_scale.double()))
+
+
+def float_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """The float32 [C] bias that stands for integers at scale input_scale * weight_scale, for kernels that want one.
+
+    Args:
+        bias: int32 [C].
+        input_scale: float32, 0-d.
+        weight_scale: float32, [C] or 0-d.
+    """
+    product = input_scale * weight_scale  # rounded to float32, as the kernels do
+    return (bias.double() * product.double()).to(torch.float32)

@@ -154,6 +154,44 @@ def verify(
 
 
 @app.command()
+def bench(
+    folders: Annotated[list[Path], typer.Argument(help="Artifact folders, or run directories.", metavar="DIR...")],
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an op.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples a call.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Latency of artifact folders, interleaved in one run; ratios are against the first."""
+    from rich.console import Console
+
+    from edgeqat.machine import describe_machine
+    from edgeqat.measuring import bench as measuring
+    from edgeqat.reporting.latency_table import bench_to_dict, print_bench
+
+    results, machine = measuring.bench(folders, threads, batch), describe_machine(threads)
+    if as_json:
+        print(json.dumps(bench_to_dict(results, machine), indent=1))
+    else:
+        print_bench(results, machine, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Directories of finished runs.", metavar="OUT...")],
+    as_json: JsonOption = False,
+) -> None:
+    """Finished runs side by side: results, how their recipes differ, and what cannot be compared."""
+    from rich.console import Console
+
+    from edgeqat.reporting.comparison import compare_runs, print_comparison
+
+    comparison = compare_runs(folders)
+    if as_json:
+        print(json.dumps(comparison.to_dict(), indent=1))
+    else:
+        print_comparison(comparison, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine can run: processor features, runtimes and their versions, GPU."""
     import torch

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from edgeqat.errors import ModelError, RecipeError
+from edgeqat.callables import resolve_callable
+from edgeqat.errors import InputError, ModelError, RecipeError
+from edgeqat.metrics import Metric, resolve_metric
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
 from edgeqat.recipe import ModelSection, Override, QuantizeSection
 from edgeqat.train.checkpoint import load_weights
-from edgeqat.train.loop import Loss, resolve_loss
+from edgeqat.train.losses import Loss, resolve_loss
 
-__all__ = ["build_loss", "build_mapping", "build_model", "resolve_callable"]
-
-
-def resolve_callable(target: str, what: str) -> Callable[..., Any]:
-    """The callable that `module:callable` or `file.py:callable` names.
-
-    Args:
-        target: The name.
-        what: The recipe key it comes from, for messages.
-
-    Raises:
-        ModelError: It cannot be imported, or is not callable.
-    """
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name:
-        raise ModelError(f"{what}: found {target!r}, wanted module:callable or file.py:callable")
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
-        raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ModelError(f"{what}: {place} has no callable {name!r}")
-    return found  # type: ignore[no-any-return]
-
-
-def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"edgeqat_user_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+__all__ = ["build_loss", "build_mapping", "build_metric", "build_model"]
 
 
 def build_model(section: ModelSection, seed: int) -> nn.Module:
@@ -86,8 +51,23 @@ def build_loss(name: str) -> Loss:
         return resolve_callable(name, "task.loss")
     try:
         return resolve_loss(name)
-    except Exception as error:
+    except InputError as error:
         raise RecipeError(f"task.loss: {error}, or module:callable") from error
+
+
+def build_metric(name: str) -> Metric:
+    """The metric that a recipe names: a built-in name or a callable.
+
+    Raises:
+        RecipeError: The name is unknown, or the callable does not say which way is better.
+        ModelError: The callable cannot be imported.
+    """
+    try:
+        return resolve_metric(name)
+    except ModelError:
+        raise  # it names the key already
+    except InputError as error:
+        raise RecipeError(f"task.metric: {error}") from error
 
 
 def build_mapping(section: QuantizeSection) -> QConfigMapping:

@@ -12,12 +12,12 @@ from typing import Any
 # The stand-alone verifier needs these too and can import nothing, so they live there.
 from edgeqat.replay import arithmetic_here, cpu_flags
 
-__all__ = ["Machine", "arithmetic_here", "describe_machine", "installed_runtimes"]
+__all__ = ["Machine", "arithmetic_here", "available_memory", "describe_machine", "installed_runtimes"]
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 """Processor flags, as Linux names them, that select other integer kernels."""
 
-RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
+RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "torchscript": ("torch",)}
 """What each runtime needs, the runtime itself first."""
 
 REPORTED_PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors")
@@ -71,3 +71,13 @@ def installed_runtimes() -> dict[str, str | None]:
         present = all(importlib.util.find_spec(package) is not None for package in packages)
         found[runtime] = importlib.metadata.version(packages[0]) if present else None
     return found
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return found[0] * 1024 if found else None

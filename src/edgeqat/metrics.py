@@ -1,171 +1,244 @@
-"""Metrics per sample, and the intervals that say how far a few hundred test images can be trusted.
+"""Metrics: what is told of each sample, and how the figure of a data set follows from it.
 
-A metric gives one figure per sample, not one per data set: a drop between two models is then measured on
-pairs, which is far sharper than comparing two proportions.
+A metric gives statistics per sample, not one figure per data set: a drop between two models is then measured on
+pairs, and every metric, a mean or not, has intervals and a list of the samples that changed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from edgeqat.errors import DataError
+from edgeqat.callables import resolve_callable
+from edgeqat.errors import DataError, InputError
+from edgeqat.intervals import (
+    Estimate,
+    bootstrap_difference,
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+)
+from edgeqat.per_sample import (
+    describe,
+    iou_per_class,
+    mae,
+    mean_iou,
+    mean_iou_value,
+    predicted_class,
+    same_prediction,
+    top1,
+    top5,
+)
+from edgeqat.signature import Batch
 
-__all__ = [
-    "METRICS",
-    "Estimate",
-    "Metric",
-    "agreement",
-    "paired_difference",
-    "proportion_interval",
-    "top1",
-]
-
-Z_95 = 1.959963984540054
-"""The 97.5% quantile of the normal distribution: two-sided 95% intervals."""
-
-NO_PREDICTION = -1
-"""The class of a sample whose outputs hold NaN; no label equals it."""
+__all__ = ["METRICS", "Metric", "MetricLike", "Scores", "evaluate", "resolve_metric"]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure measured on `n` samples, and its 95% interval [low, high]."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+def _mean(statistics: Tensor) -> float:
+    return float(statistics)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by name; `per_sample` maps (outputs, targets) to one figure in 0..1 per sample, [N]."""
+    """A metric by name.
+
+    Attributes:
+        name: As reported.
+        higher_is_better: Which way is better.
+        is_share: Whether its figures are in 0..1; they are then shown in percent.
+        statistics: Maps (outputs, targets) of a batch to what is kept of each sample, [N, ...]. bool [N] is right or
+            wrong, another [N] a figure per sample; either way the metric is its mean.
+        value: Maps the mean of the statistics over samples, [...], to the metric; NaN where nothing counts.
+        classes: Whether outputs are scores of classes along dimension 1.
+        per_class: Maps statistics [..., C, k] to the metric of each class, [..., C], NaN where a class does not occur;
+            None: a sample's class is the one in its targets.
+    """
 
     name: str
     higher_is_better: bool
-    per_sample: Callable[[Tensor, Tensor], Tensor]
+    is_share: bool
+    statistics: Callable[[Any, Any], Tensor]
+    value: Callable[[Tensor], float] = _mean
+    classes: bool = False
+    per_class: Callable[[Tensor], Tensor] | None = None
+
+    def estimate(self, statistics: Tensor) -> Estimate:
+        """The metric with its 95% interval; see `edgeqat.intervals` for the methods.
+
+        Args:
+            statistics: Of all samples, [N, ...].
+
+        Raises:
+            DataError: Too few samples for an interval, or nothing that counts.
+        """
+        if statistics.ndim > 1:
+            return bootstrap_interval(statistics, self.value)
+        if statistics.dtype == torch.bool:
+            return proportion_interval(int(statistics.sum()), len(statistics))
+        found = mean_interval(statistics)
+        if not self.is_share:
+            return found
+        return Estimate(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+
+    def drop(self, twin: Tensor, own: Tensor) -> Estimate:
+        """By how much `own` is worse than `twin`, in the metric's unit, whichever way is better.
+
+        Args:
+            twin: Statistics of the model compared with, [N, ...].
+            own: Statistics of the same samples in the same order.
+
+        Raises:
+            DataError: As `estimate`.
+        """
+        larger, smaller = (twin, own) if self.higher_is_better else (own, twin)
+        if own.ndim > 1:
+            return bootstrap_difference(larger, smaller, self.value)
+        if self.is_share or own.dtype == torch.bool:
+            return paired_difference(larger, smaller)
+        return mean_interval(larger.double() - smaller.double())
+
+    def figures(self, statistics: Tensor) -> Tensor:
+        """The metric of each sample alone, float64 [N]; NaN where nothing in a sample counts."""
+        if statistics.ndim == 1:
+            return statistics.double()
+        return torch.tensor([self.value(sample) for sample in statistics.double()], dtype=torch.float64)
 
 
-def top1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Whether each sample's largest output is at its target.
+MetricLike: TypeAlias = "str | Metric | Callable[[Any, Any], Tensor]"
+"""A metric, its name, or a callable as `resolve_metric` takes it."""
 
-    Ties go to the lowest index, as on every runtime; a sample whose outputs hold NaN is wrong.
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a metric tells of every sample of a data set.
+
+    Attributes:
+        statistics: [N, ...].
+        predicted: The class with the largest score, int64 [N]; None where outputs are not scores [N, C].
+        labelled: The class in the targets, int64 [N]; None where targets are something else.
+    """
+
+    statistics: Tensor
+    predicted: Tensor | None
+    labelled: Tensor | None
+
+
+def evaluate(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]], metric: Metric) -> Scores:
+    """The statistics of all samples, without gradients.
 
     Args:
-        outputs: Logits or integers, [N, C].
-        targets: Labels in 0..C-1, integer [N].
-
-    Returns:
-        bool [N].
+        run: Maps a batch of inputs to the model's own output structure.
+        batches: (inputs, targets).
+        metric: Gets outputs and targets batch by batch; outputs are not kept.
 
     Raises:
-        DataError: other shapes, targets that are no integers, or a target out of range.
-
-    >>> top1(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([1, 1]))
-    tensor([ True, False])
+        DataError: No batches, outputs or targets that the metric does not take, or figures that are not finite.
     """
-    predicted = _predict("outputs", outputs)
-    if targets.shape != predicted.shape or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise DataError(f"targets are {_describe(targets)}, wanted integers [{len(predicted)}], one per output")
-    classes = outputs.shape[1]
-    if len(targets) > 0 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise DataError(
-            f"targets are {int(targets.min())} to {int(targets.max())}, wanted 0 to {classes - 1} for these "
-            f"outputs of {classes} classes; does the model's num_classes match the data?"
+    statistics: list[Tensor] = []
+    predicted: list[Tensor] = []
+    labelled: list[Tensor] = []
+    with torch.no_grad():
+        for inputs, targets in batches:
+            outputs = run(inputs)
+            statistics.append(_statistics(metric, outputs, targets))
+            if metric.classes and isinstance(outputs, Tensor) and outputs.ndim == 2:
+                predicted.append(predicted_class(outputs))
+            if isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype == torch.int64:
+                labelled.append(targets)
+    if not statistics:
+        raise DataError("found no batches to evaluate on, wanted at least one")
+    return Scores(
+        torch.cat(statistics),
+        torch.cat(predicted) if predicted else None,
+        torch.cat(labelled) if labelled else None,
+    )
+
+
+def resolve_metric(metric: MetricLike) -> Metric:
+    """A metric by its built-in name, or of a callable (outputs, targets) -> one figure per sample, [N].
+
+    The callable is given itself, or named as `module:callable` or `file.py:callable`. It gets the model's own output
+    structure and the targets of a batch. It must have the attribute `higher_is_better` (bool), and may have
+    `is_share` (bool, default False): its figures are in 0..1. Right or wrong is best given as bool.
+
+    Raises:
+        InputError: The name is unknown, or an attribute is missing or no bool.
+        ModelError: The callable cannot be imported.
+
+    >>> resolve_metric("mae").higher_is_better
+    False
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        if metric in METRICS:
+            return METRICS[metric]
+        if ":" not in metric:
+            known = ", ".join(METRICS)
+            raise InputError(f"found the metric {metric!r}, wanted one of {known}, or file.py:callable")
+        name, function = metric.rpartition(":")[2], resolve_callable(metric, "task.metric")
+    else:
+        name, function = getattr(metric, "__name__", type(metric).__name__), metric
+    better, is_share = getattr(function, "higher_is_better", None), getattr(function, "is_share", False)
+    if not isinstance(better, bool):
+        raise InputError(
+            f"the metric {name} does not say which way is better; "
+            f"write {name}.higher_is_better = True, or False, below its definition"
         )
-    return predicted == targets
+    if not isinstance(is_share, bool):
+        raise InputError(f"the metric {name} has is_share = {is_share!r}, wanted True (figures in 0..1) or False")
+    return Metric(name, better, is_share, _guarded(function, name))
 
 
-def agreement(outputs_a: Tensor, outputs_b: Tensor) -> float:
-    """Share of samples for which both outputs, [N, C], have their largest entry at the same index.
-
-    Raises:
-        DataError: the shapes differ or are not [N, C], or there is no sample.
-    """
-    if outputs_a.shape != outputs_b.shape:
-        raise DataError(f"outputs are {_describe(outputs_a)} and {_describe(outputs_b)}, wanted one shape")
-    a, b = _predict("outputs", outputs_a), _predict("outputs", outputs_b)
-    if len(a) == 0:
-        raise DataError("outputs have no samples, wanted at least 1")
-    return int(((a == b) & (a != NO_PREDICTION)).sum()) / len(a)
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "top1": Metric("top1", True, True, top1, classes=True),
+        "top5": Metric("top5", True, True, top5, classes=True),
+        "mean_iou": Metric("mean_iou", True, True, mean_iou, mean_iou_value, classes=True, per_class=iou_per_class),
+        "mae": Metric("mae", False, False, mae),
+        "agreement": Metric("agreement", True, True, same_prediction, classes=True),
+    }
+)
+"""The built-in metrics, by the names that `task.metric` may have."""
 
 
-def proportion_interval(successes: int, n: int) -> Estimate:
-    """`successes / n` with its 95% interval after Wilson, honest at 0 and at n.
-
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927)
-    209-212.
-
-    Raises:
-        DataError: n is below 1, or successes is not in 0..n.
-
-    >>> interval = proportion_interval(10, 10)
-    >>> interval.value, round(interval.low, 4), interval.high
-    (1.0, 0.7225, 1.0)
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"{successes} successes in {n} samples, wanted at least 1 sample and 0 to n successes")
-    share = successes / n
-    shrink = 1 + Z_95**2 / n
-    centre = (share + Z_95**2 / (2 * n)) / shrink
-    half = Z_95 / shrink * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    # At 0 and at n the bound equals the share exactly; rounding must not put it on the wrong side.
-    return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), n)
+def _statistics(metric: Metric, outputs: Any, targets: Any) -> Tensor:
+    found = metric.statistics(outputs, targets)
+    bad = ~found.isfinite().flatten(1).all(1) if found.ndim > 1 else ~found.isfinite()
+    if bool(bad.any()):
+        raise DataError(
+            f"the metric {metric.name} is NaN or infinite for {int(bad.sum())} of {len(bad)} samples of a batch, "
+            "wanted finite figures; does the model return NaN?"
+        )
+    if metric.is_share and found.ndim == 1 and not bool(((found >= 0) & (found <= 1)).all()):
+        low, high = float(found.min()), float(found.max())
+        raise DataError(
+            f"the metric {metric.name} gives figures of {low:.4g} to {high:.4g}, but its is_share = True means 0..1; "
+            "leave is_share out"
+        )
+    return found
 
 
-def paired_difference(a: Tensor, b: Tensor) -> Estimate:
-    """mean(a) - mean(b) over the same samples, with a 95% interval.
+def _guarded(function: Callable[[Any, Any], Tensor], name: str) -> Callable[[Any, Any], Tensor]:
+    """The user's own metric, with one clear line for whatever it does wrong."""
 
-    The interval is the adjusted Wald one of A. Agresti and Y. Min, "Simple improved confidence intervals for
-    comparing matched proportions", Statistics in Medicine 24 (2005) 729-740: half a sample is added to each
-    of the four cells (both right, only a, only b, both wrong). With no discordant sample the plain Wald
-    interval would have no width; this one tells 20 samples from 2000. Figures between 0 and 1 get the same
-    two pseudo-samples.
+    def statistics(outputs: Any, targets: Any) -> Tensor:
+        n = len(next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)))
+        try:
+            found: Any = function(outputs, targets)
+        except Exception as error:
+            # It is the user's code, which may raise anything.
+            raise DataError(f"the metric {name} fails on a batch: {type(error).__name__}: {error}") from error
+        if not isinstance(found, Tensor) or found.shape != (n,) or found.is_complex():
+            what = describe(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise DataError(f"the metric {name} returns {what}, wanted a tensor [{n}], one figure per sample")
+        return found.detach()
 
-    Args:
-        a: One figure in 0..1 per sample, bool, integer or float [N].
-        b: As `a`, for the same samples in the same order.
-
-    Returns:
-        `value` is the plain difference; the interval's centre is drawn towards 0.
-
-    Raises:
-        DataError: other shapes, no samples, or figures outside 0..1.
-    """
-    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise DataError(f"paired figures are {_describe(a)} and {_describe(b)}, wanted [N] for the same samples")
-    first, second = a.double(), b.double()
-    both = torch.stack([first, second])
-    # Written so that NaN, which compares false, is refused too.
-    if not bool(((both >= 0) & (both <= 1)).all()):
-        raise DataError("paired figures are not all in 0..1, wanted shares or correctness per sample")
-    n = len(a)
-    difference = first - second
-    total = float(difference.sum())
-    # Half a sample per cell: the discordant cells add 1/2 and -1/2, that is 0 in sum and 1 in sum of squares.
-    adjusted_n = n + 2
-    squares = float((difference**2).sum()) + 1
-    centre = total / adjusted_n
-    half = Z_95 * math.sqrt(squares - total**2 / adjusted_n) / adjusted_n
-    return Estimate(total / n, max(-1.0, centre - half), min(1.0, centre + half), n)
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType({"top1": Metric("top1", True, top1)})
-"""What `task.metric` may name."""
-
-
-def _predict(what: str, outputs: Tensor) -> Tensor:
-    """Index of each row's largest entry, int64 [N]; torch.argmax documents that the first of equals wins."""
-    if outputs.ndim != 2 or outputs.shape[1] == 0:
-        raise DataError(f"{what} are {_describe(outputs)}, wanted [N, C]")
-    return outputs.argmax(1).masked_fill_(outputs.isnan().any(1), NO_PREDICTION)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return statistics

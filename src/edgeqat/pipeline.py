@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from edgeqat.data.sources import Dataset, load
+from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
+from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
@@ -26,22 +30,29 @@ from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
 from edgeqat.machine import installed_runtimes
 from edgeqat.measuring.measure import measure
+from edgeqat.measuring.memory import peak_memory
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.variant import Variant
-from edgeqat.metrics import METRICS
+from edgeqat.metrics import evaluate
 from edgeqat.planning import Plan, plan
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.page import render_page
-from edgeqat.reporting.schema import Report, load_report
+from edgeqat.reporting.schema import Report, read_report
 from edgeqat.run_context import Run
 from edgeqat.run_folder import FolderState, check_free, claimed
+from edgeqat.signature import Batch, call
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.target_rules import resolve_targets, runtime_of
+from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
 from edgeqat.training_stages import open_store, train_and_convert
 
 __all__ = ["plan_recipe", "run"]
+
+AGREEMENT = "agreement"
+"""The metric whose targets are what the float model predicts, so that it needs no labels."""
 
 
 def run(
@@ -78,19 +89,22 @@ def run(
         _check_same(recipe, folder)
         if held is FolderState.FINISHED:
             monitor.stage(f"the run in {folder} is finished")
-            return load_report(folder / "report.json")
+            return read_report(folder)
     monitor.stage(f"load {recipe.data.source}")
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    _check_takes(model, work)
     planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     check_feasible(work, model)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         variants = train_and_convert(work, model, open_store(work, planned))
+        if recipe.task.metric == AGREEMENT:
+            work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
         _lower_all(work, variants)
         _verify_all(work, variants)
         _measure_all(work, variants)
-        report = build_report(recipe, work.data, work.batches(work.data.test), variants)
+        report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric)
         write_atomically(folder / "report.html", render_page(report, str(planned)))
         write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report
@@ -108,9 +122,13 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
-    """The plan of a recipe's model; its data is not needed, nothing is trained."""
+    """The plan of a recipe's model; nothing is trained, and data is loaded only where its shape is not known else."""
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    example: Batch = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
+    if has_own_shape(recipe.data.source):
+        work = Run(recipe, Path(), load_data(recipe), Silent())
+        _check_takes(model, work)
+        example = work.example()
     return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
 
 
@@ -123,72 +141,100 @@ def load_data(recipe: Recipe) -> Dataset:
         mean=data.mean,
         std=data.std,
         calibration_n=data.calibration_n,
+        needs_labels=recipe.train is not None or recipe.task.metric != AGREEMENT,
     )
+
+
+def _check_takes(model: nn.Module, work: Run) -> None:
+    example = work.example()
+    try:
+        with torch.no_grad():
+            call(copy.deepcopy(model).eval(), example)
+    except Exception as error:
+        # The model is the user's code, which may raise anything.
+        found = ", ".join(f"{name} {describe(leaf)}" for name, leaf in named_leaves("inputs", example).items())
+        raise ModelError(
+            f"{work.recipe.model.factory}: the model does not take a batch of {work.data.source}, {found}: "
+            f"{type(error).__name__}: {error}; check model.factory, model.args and the data"
+        ) from error
 
 
 def check_feasible(work: Run, model: nn.Module) -> None:
     """Checks before anything is trained what would else be found only after it.
 
     Raises:
-        RecipeError: An unknown metric, or a gate on a runtime that is not exported.
-        DataError: An unknown augmentation, or too few test images for measure.batch.
-        ModelError: The loss of one batch cannot be computed.
+        RecipeError: An unknown loss or metric, or a gate on a runtime that is not exported.
+        DataError: An augmentation that is unknown or does not fit, too few test samples for measure.batch, or outputs
+            and targets that the metric does not take.
+        ModelError: The loss of one batch cannot be computed, or has no gradient.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
     recipe, data = work.recipe, work.data
-    if recipe.task.metric not in METRICS:
-        raise RecipeError(f"task.metric: found {recipe.task.metric!r}, wanted one of {', '.join(METRICS)}")
+    work.metric  # noqa: B018  refused now, not after training
+    runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
+    if recipe.task.metric == AGREEMENT and recipe.train is not None:
+        # Validation while training has no other model's predictions to compare with.
+        raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
     for runtime in recipe.gate.runtimes or ():
-        if runtime not in recipe.export:
-            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {recipe.export}")
+        if runtime not in runtimes:
+            raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {runtimes}")
     batch, test_n = recipe.measure.batch, len(data.test)
     if batch > test_n:
-        raise DataError(f"measure.batch is {batch}, but there are {test_n} test images; lower it")
-    for runtime in recipe.export:
+        raise DataError(f"measure.batch is {batch}, but there are {test_n} test samples; lower it")
+    for runtime in runtimes:
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
-    loss = build_loss(recipe.task.loss)
-    if recipe.train is None:
-        return
-    work.batches(data.train, train=True)
+    if recipe.train is not None:
+        work.batches(data.train, train=True)
+    _check_task(work, model)
+
+
+def _check_task(work: Run, model: nn.Module) -> None:
+    """Computes loss and metric of one batch."""
+    task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
     inputs, targets = next(iter(work.batches(data.calibration)))
-    try:
-        with torch.no_grad():
-            loss(copy.deepcopy(model).eval()(inputs), targets)
-    except Exception as error:
-        # The model and the loss are the user's code, which may raise anything.
-        raise ModelError(
-            f"the loss {recipe.task.loss} of one batch of {data.source} fails: {type(error).__name__}: {error}; "
-            f"check model.args and task.loss against the {len(data.labels)} classes of the data"
-        ) from error
+    known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
+    outputs = call(copy.deepcopy(model).eval(), inputs)
+    if work.recipe.train is not None:
+        try:
+            check_loss(loss, task.loss, data.source, outputs, targets)
+        except ModelError as error:
+            raise ModelError(f"{error}; check model.args and task.loss against {known}") from error
+    if task.metric == AGREEMENT:
+        targets = outputs  # those of the float model, which no data set holds
+    scores = evaluate(lambda _: outputs, [(inputs, targets)], work.metric)
+    if len(data.test) < 2 and scores.statistics.dtype != torch.bool:
+        raise DataError(f"found {len(data.test)} test samples, wanted at least 2: {work.metric.name} has no interval")
+
+
+def _labelled_by(work: Run, model: nn.Module) -> Split:
+    """The test split with what the float model computes from it as its targets, in the model's own structure."""
+    with torch.no_grad():
+        outputs = [call(model, inputs) for inputs in work.batches(work.data.test).inputs()]
+    targets: Any = pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
+    return Split(work.data.test.inputs, targets)
 
 
 def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("lower")
-    data = work.data
-    preprocessing = {
-        "input": "RGB in 0..1",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "layout": "NCHW",
-        "labels": list(data.labels),
-    }
-    golden = next(iter(work.batches(data.calibration)))[0][:GOLDEN_N]
+    preprocessing, golden = work.data.preprocessing(), work.example(GOLDEN_N)
     for variant in variants:
-        for runtime in work.recipe.export:
+        for target in (rule.name for rule in resolve_targets(work.recipe.export)):
+            runtime = runtime_of(target)
             place = work.folder / "artifacts" / variant.name / runtime
-            variant.artifacts[runtime] = lower(variant.program, runtime, place, golden, preprocessing)
+            variant.artifacts[runtime] = lower(variant.program, target, place, golden, preprocessing)
 
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("verify every value on the runtime")
+    classes = work.metric.classes or work.data.labels is not None
     for variant in variants:
         for runtime, artifact in variant.artifacts.items():
             inputs = work.batches(work.data.test).inputs()
             if isinstance(variant.model, SimulatedModel):
-                parity = verify(artifact, variant.program, inputs)
+                parity = verify(artifact, variant.program, inputs, classes=classes)
             else:
-                parity = compare_float(artifact, lambda batch, m=variant.model: m(batch), inputs)  # type: ignore[misc]
+                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
             variant.parity[runtime] = parity
             # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
             exact = isinstance(variant.model, SimulatedModel)
@@ -203,11 +249,12 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     found = measure(
         [variant.artifacts[runtime] for variant, runtime in places],
         work.batches(work.data.test),
-        work.recipe.task.metric,
+        work.metric,
         settings.threads,
         settings.batch,
     )
     for (variant, runtime), measurement in zip(places, found, strict=True):
         variant.measured[runtime] = measurement
+        variant.memory[runtime] = peak_memory(variant.artifacts[runtime], settings.threads)
         lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
         write_atomically(work.folder / samples_path(variant, runtime), "ms\n" + lines)

@@ -6,6 +6,7 @@ A plan is the quantized program with empty grids. It can be printed, compared an
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
 from edgeqat.graph.fuse import FusedGraph, Refusal, Region, fuse
 from edgeqat.graph.islands import build_island, island_inputs
+from edgeqat.plan_table import PlanRow, rows_of
 from edgeqat.program import (
     PASSTHROUGH,
-    AddAttrs,
     AveragePoolAttrs,
     Const,
     ConvAttrs,
@@ -40,21 +41,6 @@ from edgeqat.signature import Batch
 from edgeqat.target_rules import Target, resolve_targets
 
 __all__ = ["Plan", "PlanRow", "plan", "plan_graph"]
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One line of a plan: an op, and how or why not it runs in integers."""
-
-    op: str
-    kind: str
-    runs: str
-    module: str
-    grid_in: str
-    grid_weight: str
-    grid_out: str
-    fused: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +68,7 @@ class Plan:
 
     def rows(self) -> list[PlanRow]:
         """The plan as a table, an op a row; each op of a float island has its own."""
-        return [row for op in self.program.ops for row in _rows(self.program, op)]
+        return [row for op in self.program.ops for row in rows_of(self.program, op)]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready data."""
@@ -207,6 +193,10 @@ class _Planner:
         for rule in self.rules:
             if region.form.kind not in rule.kinds:
                 return f"{rule.name} has no integer {region.form.kind.value}"
+            attrs = region.form.attrs
+            uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad
+            if rule.counts_padding and uncounted:
+                return f"{rule.name} counts the padding in averages"
         if region.form.kind not in (Kind.CONV, Kind.LINEAR):
             gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs]
             if not any(gridded) or (region.form.kind in PASSTHROUGH and not all(gridded)):
@@ -224,18 +214,21 @@ class _Planner:
             grid, why = self._grid(inputs[0]), f"moves the integers of {inputs[0]}"
         elif self._gives_float(region, form):
             grid, why = None, "the last linear layer gives float logits straight from its accumulator"
+        elif form.kind is Kind.AVERAGE_POOL and any(rule.pools_keep_grid for rule in self.rules):
+            keeper = next(rule.name for rule in self.rules if rule.pools_keep_grid)
+            grid, why = self._grid(inputs[0]), f"{keeper} averages on the grid of {inputs[0]}"
         else:
             grid = self._new_grid(qconfig)
             why = f"integer kernel, {qconfig.activation.observer} range"
         if form.weight is not None:
-            self._const(form.weight, qconfig)
+            self._const(form, form.weight, qconfig)
         if region.batch_norm is not None:
             self.folded.append(str(region.batch_norm.target))
         self.named[region.outputs[0]] = region.name
         if isinstance(form.attrs, AveragePoolAttrs) and form.attrs.kernel is None and len(shape) == 2:
             # mean without keepdim: a pool that leaves [N, C, 1, 1], then a view.
             pooled = f"{region.name}:pooled"
-            self._value(pooled, (*shape, 1, 1), grid, why, qconfig)
+            self._value(pooled, (*shape, 1, 1), grid, why, self._owner(grid, inputs, qconfig))
             self.ops.append(Op(form.kind, inputs, (pooled,), form.attrs, origins=region.origins))
             channels = shape[1]
             assert isinstance(channels, int)
@@ -243,7 +236,7 @@ class _Planner:
             view = ViewAttrs((-1, channels))
             self.ops.append(Op(Kind.VIEW, (pooled,), (region.name,), view, origins=region.origins))
             return
-        self._value(region.name, shape, grid, why, None if form.kind in PASSTHROUGH else qconfig)
+        self._value(region.name, shape, grid, why, self._owner(grid, inputs, qconfig))
         self.ops.append(Op(form.kind, inputs, (region.name,), form.attrs, weight=form.weight, origins=region.origins))
 
     def _gives_float(self, region: Region, form: Form) -> bool:
@@ -252,12 +245,19 @@ class _Planner:
         ends = all(user.op == "output" for user in region.outputs[0].users)
         return ends and all(rule.float_logits for rule in self.rules)
 
-    def _const(self, name: str, qconfig: QConfig) -> None:
+    def _owner(self, grid: Grid | None, inputs: tuple[str, ...], qconfig: QConfig) -> QConfig | None:
+        """Whose settings a value's grid follows: None for a grid that is an input's."""
+        return None if any(grid is self._grid(name) for name in inputs) else qconfig
+
+    def _const(self, form: Form, name: str, qconfig: QConfig) -> None:
         known = self.weights.get(name)
         if known is not None and known != qconfig.weight:
             raise PlanError(f"{name} is used by layers with different weight settings; give them one QConfig")
         if known is None:
             limit = 2 ** (qconfig.weight.bits - 1) - 1
+            shape = self.captured.root.get_parameter(name).shape
+            if _is_depthwise(form, shape):
+                limit = min([limit, *(r.depthwise_limit for r in self.rules if r.depthwise_limit is not None)])
             self.consts[name] = Const(name, None, Grid(-limit, limit, 0 if qconfig.weight.per_channel else None))
             self.weights[name] = qconfig.weight
 
@@ -336,6 +336,11 @@ class _Planner:
         return twin
 
 
+def _is_depthwise(form: Form, weight_shape: Sequence[int]) -> bool:
+    """Whether each output channel of a conv reads one input channel, over a window."""
+    return isinstance(form.attrs, ConvAttrs) and weight_shape[1] == 1 and math.prod(weight_shape[2:]) > 1
+
+
 def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> None:
     if form.kind not in PASSTHROUGH and qconfig.activation.bits not in rule.activation_bits:
         wanted = ", ".join(map(str, sorted(rule.activation_bits)))
@@ -345,34 +350,3 @@ def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> N
     if form.weight is not None and qconfig.weight.bits not in rule.weight_bits:
         wanted = ", ".join(map(str, sorted(rule.weight_bits)))
         raise PlanError(f"{region.name}: found {qconfig.weight.bits}-bit weights, but {rule.name} takes {wanted} bits")
-
-
-def _rows(program: QuantizedProgram, op: Op) -> list[PlanRow]:
-    if op.kind is Kind.FLOAT:
-        return [
-            PlanRow(
-                o.module or "<model>",
-                o.aten.removeprefix("aten."),
-                "float",
-                o.describe(),
-                "float",
-                "",
-                "float",
-                "",
-                o.reason,
-            )
-            for o in op.origins
-        ]
-
-    def grid(name: str) -> str:
-        found = program.values[name].grid
-        return "float" if found is None else found.describe()
-
-    weight = "" if op.weight is None else program.consts[op.weight].grid.describe()
-    activation = op.attrs.activation if isinstance(op.attrs, (ConvAttrs, LinearAttrs, AddAttrs)) else None
-    norms = [o.module for o in op.origins[1:] if o.aten == "aten.batch_norm"]
-    fused = " + ".join([*norms, *([activation] if activation else [])])
-    module = op.origins[0].describe() if op.origins else ""
-    inputs = ", ".join(grid(name) for name in op.inputs)
-    why = program.values[op.name].why
-    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused, why)]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeqat.errors import RecipeError
 
-__all__ = ["Recipe", "bundled_recipes", "load_recipe"]
+__all__ = ["Recipe", "bundled_recipes", "expanded", "is_callable_name", "is_dataset_name", "load_recipe"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -228,6 +228,22 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{name_or_path}: {_explain(error)}") from error
 
 
+def is_callable_name(name: str) -> bool:
+    """Whether a name has the form `module:callable` or `file.py:callable`.
+
+    >>> is_callable_name("my.data:make"), is_callable_name("./data.py:make"), is_callable_name("org/name")
+    (True, True, False)
+    """
+    place, colon, own = name.rpartition(":")
+    in_module = all(part.isidentifier() for part in place.split("."))
+    return bool(colon) and own.isidentifier() and (place.endswith(".py") or in_module)
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether a name has the form of the datasets library's, `name` or `org/name`."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+
+
 def _read(name_or_path: str) -> tuple[str, Path]:
     bundled = bundled_recipes()
     if name_or_path in bundled:
@@ -283,10 +299,7 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
         if isinstance(factory, str):
             model["factory"] = _absolute_file(factory, base)
     if isinstance(source, dict) and isinstance(source.get("source"), str):
-        place = Path(source["source"])
-        named = place.is_absolute() or "/" in source["source"] or (base / place).exists()
-        if named and source["source"] not in BUILT_IN_SOURCES:
-            source["source"] = str(_absolute(source["source"], base))
+        source["source"] = _absolute_source(source["source"], base)
     task = data.get("task")
     if isinstance(task, dict):
         for key in ("loss", "metric"):
@@ -294,8 +307,33 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
                 task[key] = _absolute_file(task[key], base)
 
 
+def expanded(path: str) -> Path:
+    """A path with `~` and `~user` replaced; one of a user who does not exist stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _absolute(path: str, base: Path) -> Path:
-    return (base / Path(path).expanduser()).resolve()
+    return (base / expanded(path)).resolve()
+
+
+def _absolute_source(source: str, base: Path) -> str:
+    """A folder or file.py with an absolute path; the name of a data set or of a callable in a module as it is.
+
+    A name such as org/name is a folder only where there is one.
+    """
+    if not source or source in BUILT_IN_SOURCES:
+        return source
+    try:
+        exists = (base / expanded(source)).exists()
+    except OSError:  # a folder that may not be entered, a name that is too long: reading it says so
+        exists = False
+    if not exists and is_callable_name(source):
+        return _absolute_file(source, base)
+    is_path = exists or not is_dataset_name(source)
+    return str(_absolute(source, base)) if is_path else source
 
 
 def _absolute_file(target: str, base: Path) -> str:

@@ -1,9 +1,11 @@
 """Replays the golden vectors of an artifact folder on this device's runtime.
 
-    python verify.py [FOLDER] [--no-hash]
+    python verify.py [FOLDER] [--no-hash]          compares
+    python verify.py [FOLDER] --image PHOTO.png    runs the model on one image, prepared as the manifest says
 
-Needs numpy and onnxruntime, nothing else: this file is shipped, as it stands, as `verify.py` in every artifact
-folder, for a device without edgeqat. `edgeqat verify` runs the package's own copy, never code from the folder.
+Needs numpy and the artifact's runtime (onnxruntime or torch), nothing else: this file is shipped, as it stands, as
+`verify.py` in every artifact folder, for a device without edgeqat. `edgeqat verify` runs the package's own copy, never
+code from the folder.
 
 Exit codes: 0 every integer as expected; 2 a file is missing or does not match its hash; 3 the runtime computes
 other integers than the reference; 4 the runtime is not installed.
@@ -12,11 +14,15 @@ other integers than the reference; 4 the runtime is not installed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import platform
 import sys
+import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +44,12 @@ FLOAT_TOLERANCE = 1e-4
 """Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""
 
 
+EXACT_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+"""Engines of torch whose arithmetic is known exactly, the fastest first."""
+
 MANIFEST_KEYS = {
     "runtime": str,
+    "engine": str,
     "model": str,
     "files": dict,
     "arithmetics": list,
@@ -90,10 +100,25 @@ def cpu_flags() -> frozenset[str]:
 
 
 def arithmetic_here(runtime: str) -> str | None:
-    """The arithmetic of a runtime's kernels on this machine; None where it is not known exactly."""
-    if runtime == "onnxruntime" and platform.machine() in ("x86_64", "AMD64"):
-        return "onnxruntime/x86" if cpu_flags() & {"avx512_vnni", "avx_vnni"} else None
-    return None
+    """The arithmetic of a runtime's kernels on this machine; None where it is not known exactly.
+
+    Args:
+        runtime: "onnxruntime", "torchscript" (its fastest exact engine) or "torchscript/ENGINE".
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    runtime, _, engine = runtime.partition("/")
+    flags = cpu_flags()
+    if runtime == "onnxruntime":
+        return "onnxruntime/x86" if flags & {"avx512_vnni", "avx_vnni"} else None
+    if runtime != "torchscript":
+        return None
+    # Sums saturate without VNNI, and torch's own additions depend on the width of its vectors.
+    wide = "avx512_vnni" in flags and os.environ.get("ATEN_CPU_CAPABILITY", "avx512") == "avx512"
+    exact = [name for name in EXACT_ENGINES if name == "qnnpack" or wide]
+    if not engine:
+        return exact[0]
+    return engine if engine in exact else None
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -166,14 +191,10 @@ def replay(folder: Path, check: bool = True) -> Replay:
     if check:
         check_hashes(folder, manifest)
     golden = read_safetensors(folder / "golden.safetensors")
+    if not (folder / manifest["model"]).is_file():
+        raise FolderError(f"{folder / manifest['model']} is missing; fetch the artifact again")
     try:
-        model = (folder / manifest["model"]).read_bytes()
-    except OSError as error:
-        raise FolderError(
-            f"{folder / manifest['model']} cannot be read ({error}); fetch the artifact again"
-        ) from error
-    try:
-        return compare(manifest, golden, model)
+        return compare(manifest, golden, folder / manifest["model"])
     except (LookupError, TypeError, StopIteration) as error:
         raise FolderError(
             f"{folder}: model, manifest and golden vectors do not belong together ({type(error).__name__}: {error}); "
@@ -181,21 +202,37 @@ def replay(folder: Path, check: bool = True) -> Replay:
         ) from error
 
 
-def compare(manifest: dict[str, Any], golden: dict[str, Any], model: bytes) -> Replay:
-    """Runs the golden inputs through a model and compares."""
-    against = str(manifest["arithmetics"][0]) if manifest["arithmetics"] else "simulation"
+def compare(manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Replay:
+    """Runs the golden inputs through a model file and compares."""
+    engine, against = choose_engine(manifest)
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
+    check_preprocessing(manifest, golden)
     samples = len(next(iter(feed.values())))
-    outputs = run_onnx(model, feed)
+    inside = any(row["exact"] for row in manifest["checks"])
+    taps = golden["taps"].tobytes() if inside else b""
+    outputs, values = run_model(manifest, model, engine, feed, taps)
     identical, worst, wrong = compare_outputs(manifest, golden, against, outputs)
-    first = None
-    if any(row["exact"] for row in manifest["checks"]):
-        # The taps turn every integer tensor of the very same file into an output.
-        values = run_onnx(model + golden["taps"].tobytes(), feed)
-        first = first_difference(manifest["checks"], golden, against, values)
+    first = first_difference(manifest["checks"], golden, against, values) if inside else None
     first = wrong if first is None else first
-    here = arithmetic_here(manifest["runtime"]) == against
+    runtime = manifest["runtime"] if manifest["runtime"] == "onnxruntime" else f"{manifest['runtime']}/{engine}"
+    here = arithmetic_here(runtime) == against
     return Replay(against, here, samples, identical, worst, first, first is None)
+
+
+def choose_engine(manifest: dict[str, Any]) -> tuple[str, str]:
+    """(engine, arithmetic to compare with): the manifest's engine where this device has it, else another exact one."""
+    engine, known = str(manifest["engine"]), [str(name) for name in manifest["arithmetics"]]
+    if manifest["runtime"] != "torchscript":
+        return engine, known[0]
+    import torch
+
+    supported = torch.backends.quantized.supported_engines
+    if engine in supported and (engine in known or engine not in EXACT_ENGINES):
+        return engine, engine if engine in known else known[0]
+    usable = [name for name in known if name in supported]
+    if not usable:
+        raise FolderError(f"torch here has the engines {', '.join(supported)}, wanted one of {', '.join(known)}")
+    return usable[0], usable[0]
 
 
 def compare_outputs(
@@ -228,8 +265,86 @@ def first_difference(
     return None
 
 
-def run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Every output of a model, by name, on one thread."""
+def run_model(
+    manifest: dict[str, Any], model: Path, engine: str, feed: dict[str, Any], taps: bytes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every output by name, and every inner value if there are taps; one thread."""
+    if manifest["runtime"] == "torchscript":
+        return run_torchscript(model, engine, feed, list(manifest["outputs"]), taps)
+    return run_onnx(model, feed, taps)
+
+
+def steps_of(manifest: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """How pixels become an input, None where they do not."""
+    steps = manifest.get("preprocessing") or {}
+    steps = steps.get("inputs", {}).get(name, {}) if "inputs" in steps else steps
+    return steps if steps.get("mean") and steps.get("std") else None
+
+
+def preprocess(pixels: np.ndarray[Any, Any], steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixels / 255 - mean) / std, to the bit as in training."""
+    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
+    real = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(real.transpose(0, 3, 1, 2))
+
+
+def check_preprocessing(manifest: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Raises FolderError where the manifest's preprocessing does not make the golden inputs of the golden pixels."""
+    for name in manifest["inputs"]:
+        pixels, steps = golden.get(f"pixels/{name}"), steps_of(manifest, name)
+        if pixels is None:
+            continue
+        if steps is None or not np.array_equal(preprocess(pixels, steps), golden[f"inputs/{name}"]):
+            raise FolderError(
+                f"the manifest's preprocessing of {name} does not give the golden inputs; fetch the artifact again"
+            )
+
+
+def predict(folder: Path, image: Path) -> str:
+    """The labels of one image, best first, with the model's figures for them."""
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    name = next(iter(manifest["inputs"]))
+    steps = steps_of(manifest, name)
+    if steps is None or len(manifest["inputs"]) != 1:
+        raise FolderError("the manifest does not say how one image becomes this model's input")
+    engine, _ = choose_engine(manifest)
+    feed = {name: preprocess(read_image(image, steps)[None], steps)}
+    outputs, _ = run_model(manifest, folder / manifest["model"], engine, feed, b"")
+    scores = next(iter(outputs.values()))[0].ravel()
+    labels = (manifest["preprocessing"] or {}).get("labels") or [str(i) for i in range(len(scores))]
+    best = np.argsort(-scores, kind="stable")[:5]
+    return "\n".join(f"{labels[i] if i < len(labels) else i}\t{scores[i]:.4f}" for i in best)
+
+
+def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, C] of a .npy file as it is, or of an image file, in RGB and resized; Pillow is needed for those."""
+    try:
+        if path.suffix == ".npy":
+            pixels: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        else:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+                resize = steps.get("resize")
+                pixels = np.asarray(rgb.resize(resize["size"][::-1], Image.Resampling.BILINEAR) if resize else rgb)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read as an image ({error})") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != len(steps["mean"]):
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {len(steps['mean'])}]")
+    return pixels
+
+
+def run_onnx(path: Path, feed: dict[str, Any], taps: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every output by name, and every inner value if there are taps; one thread."""
+    model = path.read_bytes()
+    # The taps turn every integer tensor of the very same file into an output.
+    return _run_onnx(model, feed), _run_onnx(model + taps, feed) if taps else {}
+
+
+def _run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -241,6 +356,97 @@ def run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, An
     except Exception as error:
         raise FolderError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
     return dict(zip((o.name for o in session.get_outputs()), found, strict=True))
+
+
+def run_torchscript(
+    path: Path, engine: str, feed: dict[str, Any], outputs: list[str], taps: bytes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every output by name, and every inner value if there are taps; one thread."""
+    import torch
+
+    module = load_torchscript(path, engine)
+    inputs = tuple(torch.from_numpy(array.copy()) for array in feed.values())
+    threads = torch.get_num_threads()
+    try:
+        with on_engine(engine), torch.no_grad():
+            torch.set_num_threads(1)
+            found = [tensor.numpy() for tensor in module(*inputs)]
+            values = tapped_torchscript(module, taps.decode().split("\n"), inputs) if taps else {}
+    except RuntimeError as error:
+        raise FolderError(f"torch refuses the model: {str(error).splitlines()[0]}") from error
+    finally:
+        torch.set_num_threads(threads)
+    return dict(zip(outputs, found, strict=True)), {name: value.numpy() for name, value in values.items()}
+
+
+def load_torchscript(path: Path, engine: str) -> Any:
+    """A TorchScript file, its weights packed for an engine.
+
+    Raises:
+        FolderError: torch has no such engine, or cannot read the file.
+    """
+    import torch
+
+    if engine not in torch.backends.quantized.supported_engines:
+        supported = ", ".join(torch.backends.quantized.supported_engines)
+        raise FolderError(f"torch here has no engine {engine!r}, wanted one of {supported}")
+    try:
+        # torch announces that TorchScript and its quantized tensors will go; who runs this file has chosen them.
+        with on_engine(engine), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # The second announcement comes once, with the first quantized tensor, and from inside a model it could
+            # not be kept off standard error.
+            torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FolderError(f"{path} cannot be read as TorchScript ({reason}); fetch the artifact again") from error
+
+
+@contextlib.contextmanager
+def on_engine(engine: str) -> Iterator[None]:
+    """Within it, torch's INT8 kernels and packing are an engine's."""
+    import torch
+
+    previous = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = previous
+
+
+def tapped_torchscript(module: Any, names: list[str], inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """The integers of the named values, from a module's own graph with other outputs.
+
+    The i-th name is that of the value `v<i>`, as the file was written; loading appends a number to it.
+    """
+    import torch
+
+    graph = module.graph.copy()
+    found = {value.debugName().partition(".")[0]: value for node in graph.nodes() for value in node.outputs()}
+    graph.eraseOutput(0)
+    together = graph.appendNode(graph.create("prim::ListConstruct", [found[f"v{i}"] for i in range(len(names))]))
+    together.output().setType(torch._C.ListType(torch._C.TensorType.get()))
+    graph.registerOutput(together.output())
+    graph.eraseInput(0)  # the module itself: a frozen graph does not read it
+    with torch.no_grad():
+        tensors = torch._C._create_function_from_graph("taps", graph)(*inputs)
+    return {name: tensor.int_repr().contiguous() for name, tensor in zip(names, tensors, strict=True)}
+
+
+def tensor_kinds(graph: Any) -> list[str]:
+    """The kind of every node of a TorchScript graph that computes a tensor, in order."""
+    return [node.kind() for node in graph.nodes() if not node.kind().startswith("prim::")]
+
+
+def default_engine() -> str:
+    """The fastest engine whose arithmetic is known exactly here, else torch's own choice."""
+    import torch
+
+    exact = arithmetic_here("torchscript")
+    supported = torch.backends.quantized.supported_engines
+    return exact if exact in supported else str(torch.backends.quantized.engine)
 
 
 def describe(result: Replay) -> str:
@@ -258,14 +464,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
+    parser.add_argument("--image", type=Path, help="an image file or a .npy array to run the model on instead")
     options = parser.parse_args()
     try:
+        if options.image is not None:
+            print(predict(options.folder, options.image))
+            return 0
         result = replay(options.folder, check=not options.no_hash)
     except FolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"error: {error}; pip install onnxruntime", file=sys.stderr)
+        print(f"error: {error}; pip install {error.name}", file=sys.stderr)
         return 4
     print(describe(result))
     return 0 if result.passed or not result.exact_here else 3

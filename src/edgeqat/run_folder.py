@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
 from edgeqat.errors import OutputError
 
+fcntl: ModuleType | None
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # not a POSIX system: two runs into one directory are then not told apart
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 __all__ = ["FolderState", "check_free", "claimed"]
 
@@ -157,7 +160,7 @@ def _busy(folder: Path) -> OutputError:
 
 def _in_use(folder: Path) -> bool:
     """Whether another process holds the lock."""
-    if fcntl is None or not (folder / LOCK).exists():
+    if not (folder / LOCK).exists():
         return False
     try:
         handle = os.open(folder / LOCK, os.O_RDONLY)

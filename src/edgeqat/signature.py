@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.errors import InputError
 
-__all__ = ["Batch", "Signature", "call_of"]
+__all__ = ["Batch", "Signature", "call", "call_of"]
 
 Batch: TypeAlias = "Tensor | tuple[Any, ...] | dict[str, Any]"
 """What a model is called with: a tensor, a tuple (positional) or a dict (keyword) of inputs."""
@@ -72,3 +72,9 @@ def call_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, tuple):
         return batch, {}
     return (batch,), {}
+
+
+def call(model: Callable[..., Any], batch: Batch) -> Any:
+    """What a model returns for a batch."""
+    args, kwargs = call_of(batch)
+    return model(*args, **kwargs)

@@ -15,9 +15,9 @@ from edgeqat.errors import DataError, TrainingError
 from edgeqat.factory import build_loss, build_mapping
 from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
-from edgeqat.metrics import METRICS
 from edgeqat.planning import Plan
 from edgeqat.qconfig import QConfigMapping
+from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
@@ -38,8 +38,7 @@ def open_store(work: Run, planned: Plan) -> CheckpointStore:
     identity = RunIdentity(
         recipe.model_dump(mode="json"), recipe.sha256(), planned.program.plan_hash, fingerprint(work.data)
     )
-    better = METRICS[recipe.task.metric].higher_is_better
-    return CheckpointStore(work.folder / "checkpoints", identity, better, work.monitor.line)
+    return CheckpointStore(work.folder / "checkpoints", identity, work.metric.higher_is_better, work.monitor.line)
 
 
 def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:
@@ -128,7 +127,9 @@ def _fit(
         work.monitor.line(f"resumed after epoch {done}/{epochs}")
 
     def tell(epoch: Epoch) -> None:
-        metric = "" if epoch.metric is None else f", validation {work.recipe.task.metric} {100 * epoch.metric:.2f}%"
+        metric = ""
+        if epoch.metric is not None:
+            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
         work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
 
     try:
@@ -145,7 +146,7 @@ def _fit(
                 max_grad_norm=max_grad_norm,
                 seed=train.seed,
                 validation_batches=work.batches(work.data.validation),
-                metric=work.recipe.task.metric,
+                metric=work.metric,
                 # What will be shipped is validated; where its arithmetic is not known, the simulation is.
                 exact=arithmetic_here(work.recipe.export[0]),
                 on_step=advance,

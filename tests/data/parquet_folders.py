@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from edgeqat.data.sources import Dataset, load
+from edgeqat.data.dataset import Dataset
+from edgeqat.data.sources import load
 
 SIZE = 8
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeqat.data.batches import Batches, normalise
-from edgeqat.data.sources import Split
+from edgeqat.data.dataset import Split
 from edgeqat.errors import DataError
 
 MEAN = (0.5, 0.25, 0.125)
@@ -43,8 +43,8 @@ def test_plain_batches_are_the_split_in_order() -> None:
     assert [len(y) for _, y in pairs] == [4, 4, 2]
     inputs, targets = epoch(batches)
     assert targets.dtype == torch.int64
-    assert torch.equal(targets, split.labels)
-    assert torch.equal(inputs, normalise(split.images, MEAN, STD))
+    assert torch.equal(targets, split.targets)
+    assert torch.equal(inputs, normalise(split.inputs, MEAN, STD))
 
 
 def test_inputs_are_the_batches_without_targets() -> None:
@@ -71,7 +71,7 @@ def test_shuffling_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
         batches = Batches(split, batch_size=8, mean=MEAN, std=STD, shuffle=True, seed=seed)
         for number in range(3):
             inputs, targets = epoch(batches, number)
-            assert torch.equal(inputs, normalise(split.images[targets], MEAN, STD))
+            assert torch.equal(inputs, normalise(split.inputs[targets], MEAN, STD))
             assert sorted(targets.tolist()) == list(range(50))
             orders.add(tuple(targets.tolist()))
     assert len(orders) == 9, "(seed, epoch) pairs must not share an order: seed 0's epoch 1 is not seed 1's epoch 0"
@@ -110,17 +110,54 @@ def test_augmentation_moves_pixels_before_normalisation() -> None:
 
 def test_split_stays_as_it_was() -> None:
     split = make_split()
-    before = split.images.clone()
+    before = split.inputs.clone()
     for x, y in Batches(split, batch_size=10, mean=MEAN, std=STD):
         x.zero_()
         y.zero_()
-    assert torch.equal(split.images, before)
-    assert torch.equal(split.labels, torch.arange(10))
+    assert torch.equal(split.inputs, before)
+    assert torch.equal(split.targets, torch.arange(10))
+
+
+def test_float_inputs_stay_as_they_are() -> None:
+    inputs = torch.randn(10, 5)
+    pairs = list(Batches(Split(inputs, None), batch_size=4, mean=None, std=None))
+    assert torch.equal(torch.cat([x for x, _ in pairs]), inputs)
+    assert [y for _, y in pairs] == [None, None, None]
+
+
+def test_structures_keep_their_form_and_their_samples_together() -> None:
+    images, state = make_split().inputs, torch.arange(10.0)[:, None]
+    targets = {"box": torch.arange(40.0).reshape(10, 4), "class": (torch.arange(10),)}
+    split = Split({"x": images, "state": (state,)}, targets)
+    seen = []
+    for x, y in Batches(split, batch_size=4, mean=MEAN, std=STD, shuffle=True, seed=1):
+        chosen = y["class"][0]
+        assert torch.equal(x["state"][0][:, 0], chosen.float())
+        assert torch.equal(x["x"], normalise(images[chosen], MEAN, STD))
+        assert torch.equal(y["box"][:, 0], 4.0 * chosen)
+        seen += chosen.tolist()
+    assert sorted(seen) == list(range(10))
+    assert seen != list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (Split(torch.zeros(10, 3, 16, 16), torch.arange(10)), "one tensor of uint8 images, and these inputs are no"),
+        (Split((make_split().inputs,), torch.arange(10)), "one tensor of uint8 images, and these inputs are no such"),
+        (Split(make_split().inputs, torch.zeros(10, 16, 16)), "targets that are no classes might have to move with"),
+    ],
+    ids=["float", "tuple", "masks"],
+)
+def test_augmentation_of_what_cannot_be_augmented(split: Split, words: str) -> None:
+    with pytest.raises(DataError, match=f"data.augment moves .*{words}"):
+        Batches(split, batch_size=4, mean=MEAN, std=STD, augment=("flip",))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"mean": None}, "images have no mean and std"),
         ({"batch_size": 0}, "batch_size is 0, wanted at least 1"),
         ({"seed": -1}, "seed is -1, wanted at least 0"),
         ({"augment": ("mixup",)}, "'mixup', wanted names among"),

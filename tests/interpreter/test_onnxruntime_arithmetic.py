@@ -15,7 +15,7 @@ from torch import Tensor
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter, accumulator_bound
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
-from edgeqat.lowering.to_onnx import spell, taps_suffix
+from edgeqat.lowering.to_onnx import spell_model, taps_suffix
 from edgeqat.machine import arithmetic_here
 from edgeqat.program import (
     AddAttrs,
@@ -43,7 +43,7 @@ ZEROS = st.integers(0, 255)
 
 def check(program: QuantizedProgram, inputs: list[Tensor], fused: str) -> None:
     """Asserts that the runtime ran the fused integer kernel and that its integers are the reference's."""
-    model = spell(program).SerializeToString()
+    model = spell_model(program).SerializeToString()
     assert optimized_ops(model)[fused] == 1, optimized_ops(model)
     session = OnnxSession(model + taps_suffix(program))
     found = dict(zip(session.outputs, session.run(inputs), strict=True))

@@ -10,7 +10,7 @@ from torch import nn
 
 import edgeqat as eq
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
-from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
+from edgeqat.lowering.to_onnx import payload_bytes, spell_model, taps_suffix
 from edgeqat.replay import replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import EXACT_ARITHMETIC
@@ -33,7 +33,7 @@ MODELS = {"edge": edge_model, "resnet20": resnet20, "small": SmallNet}
 def test_every_op_becomes_one_integer_kernel_and_nothing_stays_float(name: str) -> None:
     torch.manual_seed(0)
     program = converted(shake(MODELS[name]()))
-    ops = optimized_ops(spell(program).SerializeToString())
+    ops = optimized_ops(spell_model(program).SerializeToString())
     planned = [op.kind.value for op in program.ops]
     assert ops["QLinearConv"] == planned.count("conv")
     assert ops["QLinearAdd"] == planned.count("add")
@@ -50,12 +50,12 @@ def test_any_batch_runs_and_equals_the_reference(name: str, batch: int) -> None:
     torch.manual_seed(0)
     program = converted(shake(MODELS[name]()))
     x = torch.randn(batch, 3, 32, 32)
-    (found,) = OnnxSession(spell(program).SerializeToString()).run([x])
+    (found,) = OnnxSession(spell_model(program).SerializeToString()).run([x])
     assert torch.equal(found, eq.reference(program, x))
 
 
 def test_the_file_is_clean() -> None:
-    model = spell(converted(edge_model()))
+    model = spell_model(converted(edge_model()))
     onnx.checker.check_model(model, full_check=True)
     assert not model.metadata_props and not model.producer_name and not model.graph.doc_string
     for node in model.graph.node:
@@ -67,7 +67,7 @@ def test_the_file_is_clean() -> None:
 def test_the_float_twin_is_clean_too_and_agrees_with_the_model() -> None:
     model = shake(edge_model()).eval()
     program = converted(model, qconfig_mapping=eq.QConfigMapping().set_global(None))
-    written = spell(program)
+    written = spell_model(program)
     for item in [*written.graph.node, *written.graph.initializer, written]:
         assert not item.metadata_props
     assert "BatchNormalization" not in {node.op_type for node in written.graph.node}  # it competes folded
@@ -89,9 +89,9 @@ def folded_sizes(program: eq.QuantizedProgram) -> int:
 def test_islands_between_integer_ops_are_inlined() -> None:
     torch.manual_seed(0)
     program = converted(FloatMiddle())
-    ops = optimized_ops(spell(program).SerializeToString())
+    ops = optimized_ops(spell_model(program).SerializeToString())
     assert ops["QLinearConv"] == 2 and ops["Tanh"] == 1
-    (found,) = OnnxSession(spell(program).SerializeToString()).run([IMAGE])
+    (found,) = OnnxSession(spell_model(program).SerializeToString()).run([IMAGE])
     expected = eq.reference(program, IMAGE)
     # tanh differs in its last bit between the libraries, so the next quantize may land one step away; a 3x3 conv
     # over 4 channels carries a few such steps into its output.
@@ -103,7 +103,7 @@ def test_islands_between_integer_ops_are_inlined() -> None:
 def test_several_inputs_and_outputs() -> None:
     torch.manual_seed(0)
     program = converted(Branches(), (IMAGE, IMAGE + 1))
-    found = OnnxSession(spell(program).SerializeToString()).run([IMAGE, IMAGE - 1])
+    found = OnnxSession(spell_model(program).SerializeToString()).run([IMAGE, IMAGE - 1])
     expected = eq.reference(program, (IMAGE, IMAGE - 1))
     assert torch.equal(found[0], expected["sum"]) and torch.equal(found[1], expected["map"])
 
@@ -131,7 +131,7 @@ def test_constants_and_other_types(name: str, tmp_path: Path) -> None:
 def test_taps_appended_to_the_file_show_every_integer_value() -> None:
     torch.manual_seed(0)
     program = converted(shake(SmallNet()))
-    session = OnnxSession(spell(program).SerializeToString() + taps_suffix(program))
+    session = OnnxSession(spell_model(program).SerializeToString() + taps_suffix(program))
     found = dict(zip(session.outputs, session.run([IMAGE]), strict=True))
     _, taps = eq.reference(program, IMAGE, taps=True)
     assert set(taps) == {v.name for v in program.values.values() if v.grid is not None}
@@ -142,7 +142,7 @@ def test_payload_counts_weights_and_biases_alone() -> None:
     program = converted(shake(SmallNet()))
     weights = sum(const.data.numel() for const in program.consts.values() if const.data is not None)
     biases = sum(4 * op.bias.numel() for op in program.ops if op.bias is not None)
-    assert payload_bytes(spell(program)) == weights + biases
+    assert payload_bytes(spell_model(program)) == weights + biases
 
 
 @EXACT_ARITHMETIC
@@ -151,7 +151,7 @@ def test_narrow_weights_stay_exact(bits: int) -> None:
     torch.manual_seed(0)
     program = converted(shake(SmallNet()), qconfig_mapping=eq.QConfig(weight=eq.WeightConfig(bits=bits)))
     assert max(int(c.data.abs().max()) for c in program.consts.values() if c.data is not None) == 2 ** (bits - 1) - 1
-    (found,) = OnnxSession(spell(program).SerializeToString()).run([IMAGE])
+    (found,) = OnnxSession(spell_model(program).SerializeToString()).run([IMAGE])
     assert torch.equal(found, eq.reference(program, IMAGE))
 
 

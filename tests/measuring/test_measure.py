@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
-from edgeqat.lowering.to_onnx import payload_bytes, spell
+from edgeqat.lowering.to_onnx import payload_bytes, spell_model
 from edgeqat.measuring.latency import MAX_ROUNDS, MIN_ROUNDS, measure_latency
 from helpers import EXACT_ARITHMETIC
-from models import SmallNet, shake
+from models import Branches, SmallNet, shake
 
 IMAGE = torch.randn(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -37,9 +40,9 @@ def test_one_code_path_measures_float_and_int8(
     results = eq.measure([floating, integer], [(IMAGE[:20], targets[:20]), (IMAGE[20:], targets[20:])])
     assert [r.artifact for r in results] == [floating, integer]
     assert results[1].metric.value == pytest.approx(24 / 30) and results[1].metric.n == 30
-    assert results[1].per_sample.tolist() == [False] * 6 + [True] * 24
+    assert results[1].scores.statistics.tolist() == [False] * 6 + [True] * 24
     assert results[1].file_bytes == integer.path.stat().st_size < results[0].file_bytes
-    assert results[1].payload_bytes == payload_bytes(spell(program)) < results[1].file_bytes
+    assert results[1].payload_bytes == payload_bytes(spell_model(program)) < results[1].file_bytes
     for result in results:
         latency = result.latency
         assert MIN_ROUNDS <= len(latency.samples_ms) <= MAX_ROUNDS
@@ -52,7 +55,7 @@ def test_latency_is_of_the_batch_asked_for(
     pair: tuple[eq.Artifact, eq.Artifact, eq.QuantizedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeqat.measuring.latency.BUDGET_S", 0.0)
-    found = measure_latency({"a": pair[0]}, [IMAGE[:7]], threads=1)
+    found = measure_latency({"a": pair[0]}, {"a": [IMAGE[:7]]}, threads=1)
     assert found["a"].batch == 7 and len(found["a"].samples_ms) == MIN_ROUNDS
 
 
@@ -87,3 +90,31 @@ def test_bad_input_is_named(
     arguments: dict[str, object] = {"artifacts": [pair[0]], "eval_batches": batches} | settings
     with pytest.raises(error, match=message):
         eq.measure(**arguments)  # type: ignore[arg-type]
+
+
+def first_map(outputs: Any, targets: Any) -> torch.Tensor:
+    return (outputs["map"] - targets).abs().flatten(1).mean(1)
+
+
+first_map.higher_is_better = False  # type: ignore[attr-defined]
+
+
+def test_a_metric_gets_every_output_by_its_name(tmp_path: Path) -> None:
+    model, pair = Branches().eval(), (IMAGE[:8], IMAGE[8:16])
+    island = eq.convert(eq.prepare(model, pair, qconfig_mapping=eq.QConfigMapping().set_global(None)))
+    artifact = eq.lower(island, "onnxruntime", tmp_path / "branches")
+    with torch.no_grad():
+        targets = model(*pair)["map"] + 0.5
+    found = eq.measure([artifact], [(pair, targets)], first_map)[0]
+    assert found.metric.value == pytest.approx(0.5, abs=1e-5) and found.metric.n == 8
+    with pytest.raises(DataError, match="the model returns a dict, and the metric mae takes one tensor"):
+        eq.measure([artifact], [(pair, targets)], "mae")
+
+
+def test_a_loaded_artifact_of_one_output_is_measured_alike(
+    pair: tuple[eq.Artifact, eq.Artifact, eq.QuantizedProgram],
+) -> None:
+    loaded = eq.load_artifact(pair[0].folder)
+    batches = [(IMAGE, torch.arange(30) % 10)]
+    own, again = (eq.measure([artifact], batches)[0] for artifact in (pair[0], loaded))
+    assert torch.equal(own.scores.statistics, again.scores.statistics)

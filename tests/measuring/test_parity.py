@@ -11,7 +11,7 @@ import torch
 
 import edgeqat as eq
 from edgeqat.errors import DataError, TamperedError
-from edgeqat.measuring.parity import compare_float
+from edgeqat.measuring.parity import _Tally, compare_float
 from edgeqat.replay import replay
 from helpers import EXACT_ARITHMETIC
 from models import FloatMiddle, SmallNet, shake
@@ -138,3 +138,50 @@ def test_values_behind_a_float_island_are_compared_in_steps(tmp_path: Path) -> N
 def test_no_batches_are_refused(artifact: eq.Artifact, program: eq.QuantizedProgram) -> None:
     with pytest.raises(DataError, match="found no batches to verify with"):
         eq.verify(artifact, program, [])
+
+
+# Agreement, by what outputs mean.
+
+
+def agreement(found: list[torch.Tensor], expected: list[torch.Tensor], classes: bool = True) -> float:
+    whole, parts = _Tally(classes), _Tally(classes)
+    whole.add(found, expected)
+    for i in range(len(found[0])):
+        parts.add([t[i : i + 1] for t in found], [t[i : i + 1] for t in expected])
+    assert parts.shares() == pytest.approx(whole.shares()), "however samples are batched"
+    return whole.shares()[1]
+
+
+def test_scores_agree_by_their_largest_entry() -> None:
+    a, b = torch.tensor([[1.0, 9.0], [3.0, 2.0]]), torch.tensor([[1.0, 1.1], [2.0, 3.0]])
+    assert agreement([a], [b]) == 0.5
+    assert agreement([a, b], [a, a]) == 1.0  # the first output alone
+
+
+def test_pixels_agree_by_their_share() -> None:
+    a = torch.zeros(2, 3, 2, 2)
+    b = a.clone()
+    b[0, 1, 0, 0] = 1.0
+    assert agreement([b], [a]) == pytest.approx(7 / 8)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_one_figure_a_sample_agrees_within_a_step_of_its_range(shape: tuple[int, ...]) -> None:
+    """0 to 255: a step is 1. An argmax over one entry would call any two models equal."""
+    expected = torch.tensor([0.0, 100.0, 200.0, 255.0]).reshape(shape)
+    found = expected + torch.tensor([1.0, -1.0, 1.01, 90.0]).reshape(shape)
+    assert agreement([found], [expected]) == 0.5
+    assert agreement([expected], [expected]) == 1.0
+
+
+def test_without_classes_every_output_must_be_near() -> None:
+    boxes = torch.tensor([[0.0, 255.0], [10.0, 20.0]])
+    other = boxes + torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    assert agreement([other], [boxes], classes=True) == 1.0
+    assert agreement([other], [boxes], classes=False) == 0.5
+    assert agreement([boxes, other], [boxes, boxes], classes=False) == 0.5
+
+
+def test_nan_agrees_with_nothing() -> None:
+    nan = torch.full((2, 1), float("nan"))
+    assert agreement([nan], [nan]) == 0.0

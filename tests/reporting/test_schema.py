@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from edgeqat.errors import EdgeqatError
 from edgeqat.recipe import GateSection
 from edgeqat.reporting.schema import Gate, LatencyRow, MetricRow, ParityRow, Report, Row, judge
-from edgeqat.reporting.summary import best_artifact, table_rows
+from edgeqat.reporting.summary import best_artifact, print_summary, table_rows
 
 
 def row(variant: str, **changes: Any) -> Row:
@@ -107,3 +109,36 @@ def test_the_table_names_ratios_against_the_float_twin() -> None:
         "1.000 ms\n2.00x",
         "100.00%\nbits",
     )
+
+
+def test_the_gate_on_a_drop_is_in_the_metric_s_unit() -> None:
+    metric = MetricRow(name="mae", value=3.0, ci95=(2.0, 4.0), n=10, higher_is_better=False, is_share=False)
+    rows = [row("float", metric=metric), quantized("ptq", metric=metric, drop=1.5, drop_ci95=(1.0, 2.0))]
+    assert judge(rows, GateSection(max_drop=1.5), ["onnxruntime"], "ptq").passed
+    assert not judge(rows, GateSection(max_drop=1.4), ["onnxruntime"], "ptq").passed
+    assert table_rows(report(rows, Gate(passed=True, checks=[])))[1][1:3] == ("3\n2..4", "+1.5\n+1..+2")
+
+
+def summary(rows: list[Row]) -> str:
+    out = io.StringIO()
+    print_summary(report(rows, Gate(passed=True, checks=[])), Console(file=out, width=80))
+    return out.getvalue()
+
+
+def test_the_summary_fits_80_columns_and_says_what_is_not_measured() -> None:
+    printed = summary(ROWS)
+    table, _, rest = printed.partition("not measured:")
+    assert "power and energy" in rest
+    assert "\u2026" not in table and max(map(len, table.splitlines())) <= 80
+    assert "top1" in table and "lower is better" not in table and "peak memory" not in table
+
+
+def test_the_summary_names_the_way_that_is_better_and_the_memory() -> None:
+    metric = MetricRow(name="[mae]", value=3.0, ci95=(2.0, 4.0), n=10, higher_is_better=False, is_share=False)
+    printed = summary([row("float", metric=metric, peak_memory_bytes=2_000_000), quantized("ptq", metric=metric)])
+    assert "[mae]" in printed and "(lower is better)" in printed
+    assert "peak memory 2.0 MB  (float, onnxruntime)" in printed and "(ptq, onnxruntime)" not in printed
+
+
+def test_a_report_written_before_a_metric_said_its_direction_is_read() -> None:
+    assert MetricRow(name="top1", value=0.9, ci95=(0.8, 1.0), n=10).is_share

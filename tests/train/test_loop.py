@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import DataError, InputError
-from edgeqat.train.loop import Epoch, predict
+from edgeqat.train.loop import Epoch
 from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -134,10 +134,3 @@ def test_bad_input_is_named(settings: dict[str, object], error: type[Exception],
     arguments: dict[str, object] = {"train_batches": BATCHES, "epochs": 1, "lr": 0.01} | settings
     with pytest.raises(error, match=message):
         eq.fit(SmallNet(), **arguments)  # type: ignore[arg-type]
-
-
-def test_predict_concatenates_and_refuses_nothing() -> None:
-    outputs, targets = predict(lambda x: x.flatten(1)[:, :3], BATCHES)  # type: ignore[union-attr]
-    assert outputs.shape == (16, 3) and targets.tolist() == [*range(8), *range(8)]
-    with pytest.raises(DataError, match="found no batches to evaluate on"):
-        predict(lambda x: x, [])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.utils import _pytree as pytree
 
 from edgeqat.data.augment import find_augmentations
-from edgeqat.data.sources import Split
+from edgeqat.data.dataset import Split
 from edgeqat.errors import DataError
+from edgeqat.signature import Batch
 
 __all__ = ["Batches", "Inputs", "normalise"]
 
@@ -42,22 +45,25 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class Batches:
     """(inputs, targets) over a split; can be iterated any number of times.
 
-    Inputs are float32 [B, C, H, W], targets int64 [B]. Order and augmentation of an epoch depend only on
+    Inputs have the split's structure: images become float32 [B, C, H, W], float32 tensors stay as they are. Targets
+    are the split's, None where it has none. Order and augmentation of an epoch depend only on
     (seed, epoch): a run resumed at epoch k, after `set_epoch(k)`, sees what the uninterrupted run saw.
     Iterating does not advance the epoch; until `set_epoch` it is 0.
 
     Args:
         split: The samples.
         batch_size: B; the last batch holds what is left, if anything.
-        mean: Per channel, of images in 0..1.
-        std: Per channel, of images in 0..1.
-        augment: Names in `edgeqat.data.augment.AUGMENTATIONS`, applied in order.
+        mean: Per channel, of images in 0..1; None where no input is an image.
+        std: As `mean`.
+        augment: Names in `edgeqat.data.augment.AUGMENTATIONS`, applied in order. They move pixels, so the input must
+            be one tensor of images, and targets must be classes, which need not move with them.
         shuffle: Whether each epoch has its own order; else the split's.
         seed: At least 0.
         drop_last: Leaves out a last batch smaller than batch_size.
 
     Raises:
-        DataError: an argument out of its range, an unknown augmentation, or nothing to iterate over.
+        DataError: an argument out of its range, an unknown augmentation or one that does not fit the split, or
+            nothing to iterate over.
     """
 
     def __init__(
@@ -65,8 +71,8 @@ class Batches:
         split: Split,
         *,
         batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         augment: Sequence[str] = (),
         shuffle: bool = False,
         seed: int = 0,
@@ -78,16 +84,18 @@ class Batches:
             raise DataError(f"seed is {seed}, wanted at least 0")
         if len(split) == 0 or (drop_last and len(split) < batch_size):
             raise DataError(f"{len(split)} samples make no batch of {batch_size}; lower batch_size or add samples")
-        normalise(split.images[:1], mean, std)  # so that a mean or std that does not fit is refused now
+        self._augmentations = find_augmentations(augment)
+        if augment:
+            _check_augmentable(split)
         self._split = split
         self._batch_size = batch_size
-        self._mean = tuple(mean)
-        self._std = tuple(std)
-        self._augmentations = find_augmentations(augment)
+        self._mean = mean
+        self._std = std
         self._shuffle = shuffle
         self._seed = seed
         self._drop_last = drop_last
         self._epoch = 0
+        self._take(torch.zeros(1, dtype=torch.int64), Generator())  # a mean or std that does not fit is refused now
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration gives; `epoch` is at least 0."""
@@ -99,16 +107,28 @@ class Batches:
         full, rest = divmod(len(self._split), self._batch_size)
         return full if rest == 0 or self._drop_last else full + 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Batch, Any]]:
         n = len(self._split)
         generator = _epoch_generator(self._seed, self._epoch)
         order = torch.randperm(n, generator=generator) if self._shuffle else torch.arange(n)
         for batch in range(len(self)):
             chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            images = self._split.images[chosen]
+            yield self._take(chosen, generator)
+
+    def _take(self, chosen: Tensor, generator: Generator) -> tuple[Batch, Any]:
+        def prepare(inputs: Tensor) -> Tensor:
+            taken = inputs[chosen]
+            if taken.dtype != torch.uint8:
+                return taken
             for augmentation in self._augmentations:
-                images = augmentation(images, generator)
-            yield normalise(images, self._mean, self._std), self._split.labels[chosen]
+                taken = augmentation(taken, generator)
+            if self._mean is None or self._std is None:
+                raise DataError("images have no mean and std, wanted one figure per channel each")
+            return normalise(taken, self._mean, self._std)
+
+        targets = pytree.tree_map_only(Tensor, lambda t: t[chosen], self._split.targets)
+        inputs: Batch = pytree.tree_map(prepare, self._split.inputs)
+        return inputs, targets
 
     def samples_of(self, batch: int) -> Tensor:
         """Indices in the split of a batch's samples, in the epoch that is chosen: int64 [B]."""
@@ -123,7 +143,7 @@ class Batches:
 
 
 class Inputs:
-    """The inputs alone of some batches: a re-iterable of float32 [B, C, H, W]."""
+    """The inputs alone of some batches: a re-iterable."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
@@ -131,8 +151,21 @@ class Inputs:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         return (inputs for inputs, _ in self._batches)
+
+
+def _check_augmentable(split: Split) -> None:
+    if not isinstance(split.inputs, Tensor) or split.inputs.dtype != torch.uint8:
+        raise DataError(
+            "data.augment moves the pixels of one tensor of uint8 images, and these inputs are no such; "
+            "set it to null and augment in the data's own code"
+        )
+    if split.targets is not None and split.classes is None:
+        raise DataError(
+            "data.augment moves pixels, and targets that are no classes might have to move with them; "
+            "set it to null and augment in the data's own code"
+        )
 
 
 def _epoch_generator(seed: int, epoch: int) -> Generator:

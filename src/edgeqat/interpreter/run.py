@@ -55,7 +55,7 @@ def reference(
     Args:
         program: What `convert` returned.
         inputs: A batch of float32 inputs.
-        arithmetic: "onnxruntime/x86", or a runtime, meaning its arithmetic on this machine.
+        arithmetic: "onnxruntime/x86", "fbgemm" or "qnnpack", or a runtime, meaning its arithmetic on this machine.
         taps: Also return every value that has a grid.
 
     Returns:
@@ -121,14 +121,18 @@ class Interpreter:
                         env.pop(name, None)
         return self.program.signature.unflatten([env[name] for name in self.program.outputs])
 
-    def _weight(self, op: Op) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as float tensors, float64 where float32 could round an accumulator."""
+    def _weight(self, op: Op) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Weight and integer bias as float tensors, float64 where float32 could round an accumulator; float bias."""
         assert op.weight is not None
-        data = self.program.consts[op.weight].data
-        assert data is not None
+        const = self.program.consts[op.weight]
+        assert const.data is not None
         exact = accumulator_bound(self.program, op) < EXACT_FLOAT32
         dtype = torch.float32 if exact else torch.float64
-        return data.to(dtype), None if op.bias is None else op.bias.to(dtype)
+        if op.bias is None:
+            return const.data.to(dtype), None, None
+        input_scale, _ = self.program.grid_of(op.inputs[0]).filled()
+        inside, outside = self.arithmetic.split_bias(op.bias, input_scale, const.grid.filled()[0])
+        return const.data.to(dtype), None if inside is None else inside.to(dtype), outside
 
     def _step(self, op: Op, args: list[Tensor]) -> tuple[Tensor, ...]:
         program, a = self.program, self.arithmetic
@@ -153,7 +157,7 @@ class Interpreter:
         assert op.weight is not None
         x_grid, w_grid = self.program.grid_of(op.inputs[0]), self.program.consts[op.weight].grid
         (s_x, z_x), (s_w, _) = x_grid.filled(), w_grid.filled()
-        weight, bias = self._weights[op.name]
+        weight, bias, float_bias = self._weights[op.name]
         # Subtracting the zero point first makes zero padding pad with real zeros.
         shifted = (x - z_x).to(weight.dtype)
         if isinstance(op.attrs, ConvAttrs):
@@ -162,19 +166,15 @@ class Interpreter:
             acc = F.linear(shifted, weight, bias)
         grid = self.program.values[op.name].grid
         if grid is None:
-            return self.arithmetic.float_linear(acc, s_x, s_w)
-        return self.arithmetic.requantize(acc, s_x, s_w, grid)
+            return self.arithmetic.float_linear(acc, float_bias, s_x, s_w)
+        return self.arithmetic.requantize(acc, float_bias, s_x, s_w, grid, op.attrs)
 
     def _average_pool(self, op: Op, x: Tensor) -> Tensor:
         attrs, x_grid, grid = op.attrs, self.program.grid_of(op.inputs[0]), self.program.grid_of(op.name)
         assert isinstance(attrs, AveragePoolAttrs)
         if attrs.kernel is None:
             return self.arithmetic.global_average_pool(x, x_grid, grid)
-        real = self.arithmetic.dequantize(x, x_grid)
-        pooled = F.avg_pool2d(
-            real, attrs.kernel, attrs.stride, attrs.padding, count_include_pad=attrs.count_include_pad
-        )
-        return self.arithmetic.average_pool(pooled, grid)
+        return self.arithmetic.average_pool(x, x_grid, grid, attrs)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: ConvAttrs) -> Tensor:

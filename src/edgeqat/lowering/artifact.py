@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from edgeqat.errors import TamperedError
-from edgeqat.lowering.onnx_session import OnnxSession
-from edgeqat.replay import FolderError, check_hashes, read_manifest
+from edgeqat.lowering.session import Session, open_session
+from edgeqat.replay import FolderError, arithmetic_here, check_hashes, choose_engine, read_manifest, read_safetensors
 from edgeqat.signature import Batch, Signature
 
 __all__ = ["Artifact", "load_artifact"]
@@ -31,7 +31,7 @@ class Artifact:
     folder: Path
     manifest: Mapping[str, Any]
     signature: Signature | None = None
-    _sessions: dict[int, OnnxSession] = field(default_factory=dict, repr=False)
+    _sessions: dict[tuple[str, int], Session] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> Path:
@@ -48,11 +48,29 @@ class Artifact:
         """Size of the model file."""
         return self.path.stat().st_size
 
-    def session(self, threads: int = 1) -> OnnxSession:
-        """A loaded session with that many threads, made once."""
-        if threads not in self._sessions:
-            self._sessions[threads] = OnnxSession(self.path.read_bytes(), threads)
-        return self._sessions[threads]
+    @property
+    def engine(self) -> str:
+        """The engine that it runs on here: the manifest's, or another exact one where this machine lacks it."""
+        return choose_engine(dict(self.manifest))[0]
+
+    def session(self, threads: int = 1, engine: str | None = None) -> Session:
+        """A loaded session with that many threads, made once.
+
+        Args:
+            threads: Threads within an op.
+            engine: Another engine than the artifact's own, of those that its runtime has.
+        """
+        chosen = self.engine if engine is None else engine
+        if (chosen, threads) not in self._sessions:
+            taps = read_safetensors(self.folder / "golden.safetensors")["taps"].tobytes()
+            self._sessions[chosen, threads] = open_session(self.runtime, self.path, chosen, threads, taps)
+        return self._sessions[chosen, threads]
+
+    def arithmetic(self, engine: str | None = None) -> str | None:
+        """The arithmetic of its kernels on this machine, None where it is not known exactly."""
+        if self.runtime == "onnxruntime":
+            return arithmetic_here(self.runtime)
+        return arithmetic_here(f"{self.runtime}/{self.engine if engine is None else engine}")
 
     def flat_inputs(self, inputs: Batch) -> list[Tensor]:
         """The input tensors in the model file's order."""
@@ -62,9 +80,12 @@ class Artifact:
             return [inputs[name] for name in self.manifest["inputs"]]
         return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
-    def run(self, inputs: Batch) -> Any:
-        """Runs a batch on the real runtime, one thread; returns the model's own output structure."""
-        outputs = self.session().run(self.flat_inputs(inputs))
+    def run(self, inputs: Batch, threads: int = 1) -> Any:
+        """Runs a batch on the real runtime; returns the model's own output structure.
+
+        A folder loaded from disk does not know that structure: it returns a tuple of outputs.
+        """
+        outputs = self.session(threads).run(self.flat_inputs(inputs))
         return tuple(outputs) if self.signature is None else self.signature.unflatten(outputs)
 
 

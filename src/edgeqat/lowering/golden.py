@@ -7,19 +7,21 @@ a model of 0.3 MB).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgeqat.errors import TamperedError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.program import Kind, QuantizedProgram
-from edgeqat.replay import checksums
+from edgeqat.replay import FolderError, checksums, preprocess, read_safetensors, steps_of
 
-__all__ = ["GOLDEN_N", "golden_vectors", "sample_inputs", "what_is_owed"]
+__all__ = ["GOLDEN_N", "golden_inputs", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
 
 GOLDEN_N = 16
 GOLDEN_SEED = 20240229
@@ -65,8 +67,27 @@ def what_is_owed(program: QuantizedProgram) -> dict[str, str]:
     return owed
 
 
+def pixels_of(inputs: Tensor, steps: Mapping[str, Any] | None) -> Tensor | None:
+    """The images, uint8 [N, H, W, C], that a manifest's preprocessing turns into exactly these inputs, if any does.
+
+    A device can then check its own preprocessing too.
+    """
+    if steps is None or inputs.dim() != 4:
+        return None
+    mean, std = (torch.tensor(steps[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    if len(mean) != inputs.shape[1]:
+        return None
+    pixels = ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    again = preprocess(pixels.numpy(), dict(steps))
+    return pixels if np.array_equal(again, inputs.numpy()) else None
+
+
 def golden_vectors(
-    program: QuantizedProgram, inputs: Sequence[Tensor], arithmetics: Sequence[str], taps: bytes
+    program: QuantizedProgram,
+    inputs: Sequence[Tensor],
+    arithmetics: Sequence[str],
+    taps: bytes,
+    preprocessing: Mapping[str, Any] | None,
 ) -> dict[str, Tensor]:
     """The tensors of golden.safetensors.
 
@@ -74,9 +95,14 @@ def golden_vectors(
         program: The program.
         inputs: Flat inputs, float32.
         arithmetics: Names of the arithmetics whose results to keep.
-        taps: What, appended to the model file, makes its inner values outputs.
+        taps: How the inner values of the model file are made visible.
+        preprocessing: What the manifest says of it.
     """
     tensors = {f"inputs/{n}": t.detach().clone() for n, t in zip(program.inputs, inputs, strict=True)}
+    for name, tensor in zip(program.inputs, inputs, strict=True):
+        pixels = pixels_of(tensor, steps_of({"preprocessing": preprocessing}, name))
+        if pixels is not None:
+            tensors[f"pixels/{name}"] = pixels
     tensors["taps"] = torch.from_numpy(np.frombuffer(taps, np.uint8).copy())
     for name in arithmetics:
         outputs, values = Interpreter(program, ARITHMETICS[name]).run_with_taps(list(inputs))
@@ -86,3 +112,22 @@ def golden_vectors(
         for value, integers in values.items():
             tensors[f"{name}/crc32/{value}"] = torch.from_numpy(checksums(integers.to(torch.uint8).numpy()))
     return tensors
+
+
+def golden_inputs(folder: Path, manifest: Mapping[str, Any], n: int) -> dict[str, np.ndarray[Any, Any]]:
+    """n samples of an artifact folder's golden inputs by name, in the model's order; repeated where n needs more.
+
+    Raises:
+        TamperedError: They cannot be read, or are not those of the manifest.
+    """
+    try:
+        tensors = read_safetensors(folder / "golden.safetensors")
+    except FolderError as error:
+        raise TamperedError(str(error)) from error
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name in manifest["inputs"]:
+        samples = tensors.get(f"inputs/{name}")
+        if samples is None or samples.ndim == 0 or len(samples) == 0:
+            raise TamperedError(f"{folder / 'golden.safetensors'} has no input {name!r}; fetch the artifact again")
+        found[name] = samples[np.arange(n) % len(samples)]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ from torch import Tensor
 from edgeqat import replay
 from edgeqat.errors import InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
+from edgeqat.lowering import to_onnx, to_torchscript
 from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
-from edgeqat.lowering.onnx_session import optimized_ops
-from edgeqat.lowering.to_onnx import payload_bytes, spell, taps_suffix
+from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
 from edgeqat.program import Kind, Op, QuantizedProgram
 from edgeqat.signature import Batch
-from edgeqat.target_rules import resolve_targets
+from edgeqat.target_rules import engine_of, resolve_targets, runtime_of
 from edgeqat.version import __version__
 
 __all__ = ["lower"]
 
-ARITHMETICS = {"onnxruntime": ("onnxruntime/x86",)}
-"""The arithmetics whose golden vectors go into a runtime's artifacts."""
+SPELLINGS: Mapping[str, Callable[[QuantizedProgram, str | None], Spelling]] = {
+    "onnxruntime": to_onnx.spell,
+    "torchscript": to_torchscript.spell,
+}
+"""By runtime: a program and an engine to a model file."""
 
 VERSIONS_KEPT = ("torch", "onnx", "onnxruntime", "onnxscript")
 
@@ -43,7 +47,7 @@ def lower(
 
     Args:
         program: What `convert` returned.
-        runtime: "onnxruntime".
+        runtime: "onnxruntime", "torchscript", or "torchscript/ENGINE" for a file of one engine.
         out_dir: The folder; replaced whole if it exists, and only once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
         preprocessing: What the manifest says of mean, std, layout and labels.
@@ -53,22 +57,19 @@ def lower(
         MissingRuntimeError: Its packages are not installed.
         OutputError: The folder cannot be written.
     """
-    resolve_targets(runtime)
-    model = spell(program)
+    (target,) = resolve_targets(runtime)
     inputs = sample_inputs(program) if golden_inputs is None else program.signature.flatten(golden_inputs)
     for tensor in inputs:
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("found NaN or infinite golden inputs, wanted finite ones")
-    raw: bytes = model.SerializeToString(deterministic=True)
+    spelling = SPELLINGS[runtime_of(target.name)](program, engine_of(target.name))
     folder = Path(out_dir)
     with replace_folder(folder) as temporary:
-        write_atomically(temporary / "model.onnx", raw)
-        golden = golden_vectors(program, inputs, ARITHMETICS[runtime], taps_suffix(program))
+        write_atomically(temporary / spelling.file_name, spelling.data)
+        golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
-        manifest = _manifest(program, runtime, temporary, inputs, preprocessing)
-        manifest["payload_bytes"] = payload_bytes(model)
-        manifest["coverage"]["runtime_ops"] = dict(sorted(optimized_ops(raw).items()))
+        manifest = _manifest(program, runtime_of(target.name), spelling, temporary, inputs, preprocessing)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
 
@@ -76,6 +77,7 @@ def lower(
 def _manifest(
     program: QuantizedProgram,
     runtime: str,
+    spelling: Spelling,
     folder: Path,
     inputs: list[Tensor],
     preprocessing: dict[str, Any] | None,
@@ -87,10 +89,10 @@ def _manifest(
         "schema": 1,
         "edgeqat": __version__,
         "runtime": runtime,
-        "engine": "CPUExecutionProvider",
-        "model": "model.onnx",
+        "engine": spelling.engine,
+        "model": spelling.file_name,
         "plan_hash": program.plan_hash,
-        "arithmetics": list(ARITHMETICS[runtime]),
+        "arithmetics": list(spelling.arithmetics),
         "versions": {name: versions[name] for name in VERSIONS_KEPT if name in versions},
         "files": {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files},
         "inputs": {
@@ -99,10 +101,12 @@ def _manifest(
         },
         "outputs": {n: {"op": _maker(program, n).name, "owed": owed[n]} for n in program.outputs},
         "preprocessing": preprocessing,
+        "payload_bytes": spelling.payload_bytes,
         "coverage": {
             "integer": len(program.integer_ops()),
             "float": len(program.float_origins()),
             "float_ops": [{"op": o.aten, "module": o.module, "reason": o.reason} for o in program.float_origins()],
+            "runtime_ops": dict(sorted(spelling.runtime_ops.items())),
         },
         "grids": {
             value.name: dict(zip(("scale", "zero_point"), value.grid.per_tensor(), strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ class OnnxSession:
         model: The serialised model.
         threads: Threads within one op; ops run one after the other.
         optimized_to: Where ONNX Runtime writes the graph it really runs, if wanted.
+        taps: Bytes that, appended to the model, make its inner values outputs.
     """
 
-    def __init__(self, model: bytes, threads: int = 1, optimized_to: Path | None = None) -> None:
+    def __init__(self, model: bytes, threads: int = 1, optimized_to: Path | None = None, taps: bytes = b"") -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -42,8 +44,25 @@ class OnnxSession:
         except Exception as error:
             # The runtime has a dozen exception classes for a file it does not take; all mean the same here.
             raise InputError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+        self._model, self._threads, self._taps = model, threads, taps
+        self._tapped: OnnxSession | None = None
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Nothing: a session owns its threads."""
+        yield
+
+    def run_with_taps(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The outputs, and the integers of every value that has a grid."""
+        outputs = self.run(inputs)
+        if not self._taps:
+            return outputs, {}
+        if self._tapped is None:
+            self._tapped = OnnxSession(self._model + self._taps, self._threads)
+        everything = dict(zip(self._tapped.outputs, self._tapped.run(inputs), strict=True))
+        return outputs, {name: value for name, value in everything.items() if name not in self.outputs}
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Every output, for the inputs in the model's order."""

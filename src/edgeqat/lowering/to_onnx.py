@@ -23,6 +23,8 @@ from torch import Tensor
 
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
 from edgeqat.lowering.onnx_island import inline_island
+from edgeqat.lowering.onnx_session import optimized_ops
+from edgeqat.lowering.spelling import Spelling
 from edgeqat.program import (
     AveragePoolAttrs,
     Const,
@@ -41,13 +43,32 @@ from edgeqat.program import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "payload_bytes", "spell", "taps_suffix"]
+__all__ = ["OPSET", "payload_bytes", "spell", "spell_model", "taps_suffix"]
 
 OPSET = 18
 IR_VERSION = 8
 
 
-def spell(program: QuantizedProgram) -> onnx.ModelProto:
+def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
+    """The ONNX file of a program; `engine` is of no meaning here.
+
+    Raises:
+        MissingRuntimeError: onnx or onnxruntime is not installed.
+    """
+    model = spell_model(program)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return Spelling(
+        file_name="model.onnx",
+        data=data,
+        engine="CPUExecutionProvider",
+        arithmetics=("onnxruntime/x86",),
+        payload_bytes=payload_bytes(model),
+        runtime_ops=optimized_ops(data),
+        taps=taps_suffix(program),
+    )
+
+
+def spell_model(program: QuantizedProgram) -> onnx.ModelProto:
     """The ONNX model of a program: QDQ form, dynamic batch, no metadata; passes onnx.checker.
 
     Raises:

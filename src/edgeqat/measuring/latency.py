@@ -41,25 +41,29 @@ class Latency:
         return float(np.percentile(self.samples_ms, q))
 
 
-def measure_latency(artifacts: Mapping[str, Artifact], inputs: Sequence[Tensor], threads: int) -> dict[str, Latency]:
-    """Times each artifact on the same flat inputs, call by call in turn.
+def measure_latency(
+    artifacts: Mapping[str, Artifact], inputs: Mapping[str, Sequence[Tensor]], threads: int
+) -> dict[str, Latency]:
+    """Times artifacts call by call in turn.
 
     Args:
         artifacts: By any name.
-        inputs: Flat input tensors of one call.
+        inputs: Flat input tensors of one call of each.
         threads: Threads within an op.
     """
     sessions = {name: artifact.session(threads) for name, artifact in artifacts.items()}
-    feeds = {name: session.feed(inputs) for name, session in sessions.items()}
+    feeds = {name: session.feed(inputs[name]) for name, session in sessions.items()}
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     for name, session in sessions.items():
-        for _ in range(WARM_UP_CALLS):
-            session.run_raw(feeds[name])
+        with session.active():
+            for _ in range(WARM_UP_CALLS):
+                session.run_raw(feeds[name])
     rounds, deadline = 0, time.perf_counter() + BUDGET_S * len(sessions)
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < deadline):
         for name, session in sessions.items():
-            started = time.perf_counter_ns()
-            session.run_raw(feeds[name])
-            samples[name].append((time.perf_counter_ns() - started) / 1e6)
+            with session.active():
+                started = time.perf_counter_ns()
+                session.run_raw(feeds[name])
+                samples[name].append((time.perf_counter_ns() - started) / 1e6)
         rounds += 1
-    return {name: Latency(inputs[0].shape[0], threads, tuple(found)) for name, found in samples.items()}
+    return {name: Latency(inputs[name][0].shape[0], threads, tuple(found)) for name, found in samples.items()}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import DataError, InputError
+from edgeqat.intervals import Estimate
 from edgeqat.lowering.artifact import Artifact
 from edgeqat.measuring.latency import Latency, measure_latency
-from edgeqat.metrics import METRICS, Estimate, proportion_interval
+from edgeqat.metrics import MetricLike, Scores, evaluate, resolve_metric
 from edgeqat.signature import Batch
-from edgeqat.train.loop import predict
 
-__all__ = ["Measurement", "estimate", "measure"]
+__all__ = ["Measurement", "measure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Measurement:
     Attributes:
         artifact: The artifact.
         metric: The metric with its 95% interval.
-        per_sample: The metric of each sample, [N], for paired comparisons.
+        scores: What the metric tells of each sample, for paired comparisons.
         file_bytes: Size of the model file.
         payload_bytes: Weights and biases alone.
         latency: Its calls.
@@ -34,7 +34,7 @@ class Measurement:
 
     artifact: Artifact
     metric: Estimate
-    per_sample: Tensor
+    scores: Scores
     file_bytes: int
     payload_bytes: int
     latency: Latency
@@ -43,7 +43,7 @@ class Measurement:
 def measure(
     artifacts: Sequence[Artifact],
     eval_batches: Iterable[tuple[Batch, Any]],
-    metric: str = "top1",
+    metric: MetricLike = "top1",
     threads: int = 1,
     batch: int = 1,
 ) -> list[Measurement]:
@@ -52,42 +52,39 @@ def measure(
     Args:
         artifacts: At least one.
         eval_batches: (inputs, targets); iterated once per artifact.
-        metric: Name of the metric.
+        metric: A name, or a callable as `edgeqat.metrics.resolve_metric` takes it; it gets the model's own output
+            structure.
         threads: Threads within an op, for metric and latency.
         batch: Samples a call, for the latency.
 
     Raises:
         InputError: Unknown metric, no artifacts, or no batch of the wanted size.
-        DataError: No batches.
+        DataError: No batches, or outputs or targets that the metric does not take.
     """
-    if metric not in METRICS:
-        raise InputError(f"found the metric {metric!r}, wanted one of {', '.join(METRICS)}")
+    chosen = resolve_metric(metric)
     if not artifacts:
         raise InputError("found no artifacts, wanted at least one")
-    found: list[Tensor] = []
-    for artifact in artifacts:
-        session = artifact.session(threads)
-        outputs, targets = predict(lambda x, a=artifact, s=session: s.run(a.flat_inputs(x))[0], eval_batches)  # type: ignore[misc]
-        found.append(METRICS[metric].per_sample(outputs, targets))
+    found = [evaluate(lambda x, a=artifact: _outputs(a, x, threads), eval_batches, chosen) for artifact in artifacts]  # type: ignore[misc]
     inputs = _first_samples(artifacts[0], eval_batches, batch)
     named = {str(i): artifact for i, artifact in enumerate(artifacts)}
-    latencies = measure_latency(named, inputs, threads)
+    latencies = measure_latency(named, dict.fromkeys(named, inputs), threads)
     return [
         Measurement(
             artifact,
-            estimate(per_sample),
-            per_sample,
+            chosen.estimate(scores.statistics),
+            scores,
             artifact.file_bytes,
             int(artifact.manifest["payload_bytes"]),
             latencies[str(i)],
         )
-        for i, (artifact, per_sample) in enumerate(zip(artifacts, found, strict=True))
+        for i, (artifact, scores) in enumerate(zip(artifacts, found, strict=True))
     ]
 
 
-def estimate(per_sample: Tensor) -> Estimate:
-    """The share of right samples with its Wilson 95% interval."""
-    return proportion_interval(int(per_sample.sum()), len(per_sample))
+def _outputs(artifact: Artifact, inputs: Batch, threads: int) -> Any:
+    found = artifact.run(inputs, threads)
+    # A folder loaded from disk has forgotten whether its only output stood alone.
+    return found[0] if artifact.signature is None and len(found) == 1 else found
 
 
 def _first_samples(artifact: Artifact, batches: Iterable[tuple[Batch, Any]], n: int) -> list[Tensor]:

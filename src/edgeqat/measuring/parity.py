@@ -14,13 +14,14 @@ from edgeqat.errors import DataError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.artifact import Artifact, load_artifact
-from edgeqat.lowering.onnx_session import OnnxSession
-from edgeqat.lowering.to_onnx import taps_suffix
-from edgeqat.machine import arithmetic_here
+from edgeqat.per_sample import same_prediction
 from edgeqat.program import QuantizedProgram
 from edgeqat.signature import Batch
 
 __all__ = ["Parity", "compare_float", "verify"]
+
+AGREEMENT_STEPS = 255
+"""Steps of the grid that says how far outputs without classes may be apart and still agree."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Parity:
         n: Samples.
         bit_identical: Share of output elements equal to the bit.
         max_error_steps: Largest difference among the inner values that have a grid, in quantization steps.
-        agreement: Share of samples with the same prediction (largest output; ties to the lowest index).
+        agreement: Share of samples with the same prediction. For scores of classes: the largest entry of the first
+            output is the same (ties to the lowest index); per pixel, for outputs [N, C, H, W]. Without classes: all
+            outputs are within one step of an 8-bit grid over the range of what they are held against.
         first_difference: Name of the first op, in program order, whose value differs; None if none does.
         exact_here: Whether this machine's kernels have the arithmetic compared with, so that equality is owed.
     """
@@ -47,10 +50,18 @@ class Parity:
 
 
 class _Tally:
-    """Adds up the comparison of outputs, batch by batch."""
+    """Adds up the comparison of outputs, batch by batch.
 
-    def __init__(self) -> None:
-        self.n = self.equal = self.elements = self.agreed = 0
+    Args:
+        classes: Whether the first output holds scores of classes; outputs that cannot never do.
+    """
+
+    def __init__(self, classes: bool) -> None:
+        self._classes = classes
+        self._agreed: list[Tensor] = []
+        self._errors: list[Tensor] = []
+        self._ranges: list[Tensor] = []
+        self.n = self.equal = self.elements = 0
 
     def add(self, found: list[Tensor], expected: list[Tensor]) -> list[int]:
         """Counts a batch; the positions of the outputs that are not equal."""
@@ -58,20 +69,41 @@ class _Tally:
         for a, b in zip(found, expected, strict=True):
             self.equal += int((a == b).sum())
             self.elements += a.numel()
-        first_a, first_b = found[0].flatten(1), expected[0].flatten(1)
-        self.agreed += int((first_a.argmax(1) == first_b.argmax(1)).sum())
-        self.n += len(first_a)
+        self.n += len(found[0])
+        if self._classes and found[0].ndim in (2, 4) and found[0].shape[1] > 1:
+            self._agreed.append(same_prediction(found[0], expected[0]).double())
+        else:
+            pairs = [(_rows(a), _rows(b)) for a, b in zip(found, expected, strict=True)]
+            self._errors.append(torch.stack([(a - b).abs().amax(1) for a, b in pairs]))
+            self._ranges.append(torch.stack([torch.stack([b.min(), b.max()]) for _, b in pairs]))
         return unequal
 
     def shares(self) -> tuple[float, float]:
         """(bit-identical elements, agreeing samples)."""
         if self.n == 0:
             raise DataError("found no batches to verify with, wanted at least one")
-        return self.equal / self.elements, self.agreed / self.n
+        return self.equal / self.elements, self._agreement()
+
+    def _agreement(self) -> float:
+        if self._agreed:
+            return float(torch.cat(self._agreed).mean())
+        # The range is that of all batches, so that the figure does not depend on how samples are batched.
+        ranges = torch.stack(self._ranges)
+        step = (ranges[..., 1].amax(0) - ranges[..., 0].amin(0)) / AGREEMENT_STEPS
+        return float((torch.cat(self._errors, 1) <= step[:, None]).all(0).double().mean())
+
+
+def _rows(output: Tensor) -> Tensor:
+    return output.double().reshape(len(output), -1)
 
 
 def verify(
-    artifact: Artifact, program: QuantizedProgram, batches: Iterable[Batch], check_hashes: bool = True
+    artifact: Artifact,
+    program: QuantizedProgram,
+    batches: Iterable[Batch],
+    check_hashes: bool = True,
+    engine: str | None = None,
+    classes: bool = True,
 ) -> Parity:
     """Runs an artifact on its runtime and compares every value that has a grid with the exact integer reference.
 
@@ -82,6 +114,9 @@ def verify(
         program: The program it was lowered from.
         batches: Inputs only.
         check_hashes: Whether to check the files against the manifest first.
+        engine: Another engine of the runtime than the artifact's own.
+        classes: Whether the first output, [N, C] or [N, C, H, W] with C above 1, holds scores of classes, or something
+            that has no largest entry worth comparing.
 
     Raises:
         TamperedError: A file does not match its hash.
@@ -89,19 +124,18 @@ def verify(
     """
     if check_hashes:
         load_artifact(artifact.folder)
-    against = str(artifact.manifest["arithmetics"][0])
+    session = artifact.session(engine=engine)
+    against = _arithmetic_of(artifact, engine)
     interpreter = Interpreter(program, ARITHMETICS[against])
-    model = artifact.path.read_bytes()
-    plain, tapped = OnnxSession(model), OnnxSession(model + taps_suffix(program))
-    tally, worst, first = _Tally(), 0.0, None
+    tally, worst, first = _Tally(classes), 0.0, None
     wrong_outputs: set[str] = set()
     order = {name: i for i, name in enumerate(program.values)}
     for batch in batches:
         inputs = program.signature.flatten(batch)
         outputs, values = interpreter.run_with_taps(inputs)
-        unequal = tally.add(plain.run(inputs), pytree.tree_leaves(outputs))
+        found, inside = session.run_with_taps(inputs)
+        unequal = tally.add(found, pytree.tree_leaves(outputs))
         wrong_outputs.update(program.outputs[i] for i in unequal)
-        inside = dict(zip(tapped.outputs, tapped.run(inputs), strict=True))
         for name, expected in values.items():
             steps = float((inside[name].to(torch.float32) - expected).abs().max())
             worst = max(worst, steps)
@@ -110,13 +144,25 @@ def verify(
     if first is None and wrong_outputs:
         first = str(artifact.manifest["outputs"][min(wrong_outputs, key=order.__getitem__)]["op"])
     identical, agreement = tally.shares()
-    here = arithmetic_here(artifact.runtime) == against
+    here = artifact.arithmetic(engine) == against
     return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)
 
 
-def compare_float(artifact: Artifact, model: Callable[[Batch], Any], batches: Iterable[Batch]) -> Parity:
-    """Compares a float artifact with the float model it was made from; nothing is owed to the bit there."""
-    tally = _Tally()
+def _arithmetic_of(artifact: Artifact, engine: str | None) -> str:
+    """The arithmetic to compare with: the engine's own, else the one whose kernels come nearest."""
+    own = artifact.arithmetic(engine)
+    known = [str(name) for name in artifact.manifest["arithmetics"]]
+    return own if own is not None else (known[0] if known else "qnnpack")
+
+
+def compare_float(
+    artifact: Artifact, model: Callable[[Batch], Any], batches: Iterable[Batch], classes: bool = True
+) -> Parity:
+    """Compares a float artifact with the float model it was made from; nothing is owed to the bit there.
+
+    `classes` is that of `verify`.
+    """
+    tally = _Tally(classes)
     with torch.no_grad():
         for batch in batches:
             found = artifact.session().run(artifact.flat_inputs(batch))

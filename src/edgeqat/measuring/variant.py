@@ -16,7 +16,10 @@ __all__ = ["Variant"]
 
 @dataclass(eq=False)
 class Variant:
-    """One of the models a run compares, with all that was made of it."""
+    """One of the models a run compares, with all that was made of it; the mappings are by runtime.
+
+    `memory` is the peak memory of a process that runs the artifact, in bytes, None where it cannot be told.
+    """
 
     name: str
     model: nn.Module
@@ -24,3 +27,4 @@ class Variant:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     measured: dict[str, Measurement] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from edgeqat.data.sources import Dataset
-from edgeqat.machine import arithmetic_here, describe_machine
-from edgeqat.measuring.measure import Measurement, estimate
+from edgeqat.data.dataset import Dataset
+from edgeqat.machine import describe_machine
+from edgeqat.measuring.measure import Measurement
 from edgeqat.measuring.parity import Parity
 from edgeqat.measuring.variant import Variant
-from edgeqat.metrics import METRICS, paired_difference
+from edgeqat.metrics import Metric, Scores, evaluate
 from edgeqat.recipe import Recipe
+from edgeqat.reporting.changes import find_changes
 from edgeqat.reporting.schema import (
     FLOAT_TWIN,
     LatencyRow,
@@ -24,8 +23,7 @@ from edgeqat.reporting.schema import (
     Row,
     judge,
 )
-from edgeqat.signature import Batch
-from edgeqat.train.loop import predict
+from edgeqat.signature import Batch, call
 from edgeqat.version import __version__
 
 __all__ = ["build_report", "samples_path"]
@@ -35,19 +33,27 @@ def samples_path(variant: Variant, runtime: str) -> str:
     return f"latency/{variant.name}-{runtime}.csv"
 
 
-def build_report(recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]], variants: list[Variant]) -> Report:
-    """Everything that was found, as report.json holds it; `test` is the test split in batches."""
+def build_report(
+    recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]], variants: list[Variant], metric: Metric
+) -> Report:
+    """Everything that was found, as report.json holds it.
+
+    Args:
+        recipe: What was run.
+        data: What it was run on.
+        test: The test split in batches.
+        variants: Lowered, verified and measured.
+        metric: The recipe's.
+    """
     rows: list[Row] = []
-    scores: dict[tuple[str, str], Tensor] = {}
-    metric = METRICS[recipe.task.metric]
+    scores: dict[tuple[str, str], Scores] = {}
     for variant in variants:
-        outputs, targets = predict(lambda x, m=variant.model: m(x), test)  # type: ignore[misc]
-        scores[variant.name, "simulation"] = metric.per_sample(outputs, targets)
+        scores[variant.name, "simulation"] = evaluate(lambda x, m=variant.model: call(m, x), test, metric)  # type: ignore[misc]
         for runtime, measurement in variant.measured.items():
-            scores[variant.name, runtime] = measurement.per_sample
+            scores[variant.name, runtime] = measurement.scores
     for variant in variants:
         for runtime in ("simulation", *variant.artifacts):
-            rows.append(_row(recipe, variant, runtime, scores))
+            rows.append(_row(metric, variant, runtime, scores, data.labels))
     gated = "ptq" if recipe.train is None else "qat"
     return Report(
         edgeqat=__version__,
@@ -61,33 +67,52 @@ def build_report(recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]
             "eval_n": len(data.test),
         },
         results=rows,
-        gate=judge(rows, recipe.gate, recipe.export, gated),
+        gate=judge(rows, recipe.gate, list(variants[0].artifacts), gated),
     )
 
 
-def _row(recipe: Recipe, variant: Variant, runtime: str, scores: dict[tuple[str, str], Tensor]) -> Row:
+def _row(
+    metric: Metric,
+    variant: Variant,
+    runtime: str,
+    scores: dict[tuple[str, str], Scores],
+    labels: Sequence[str] | None,
+) -> Row:
     own = scores[variant.name, runtime]
-    metric = estimate(own)
-    twin = FLOAT_TWIN.get(variant.name)
-    drop = None if twin is None else paired_difference(scores[twin, runtime], own)
+    twin = scores[FLOAT_TWIN[variant.name], runtime] if variant.name in FLOAT_TWIN else None
+    drop = None if twin is None else metric.drop(twin.statistics, own.statistics)
     artifact, measured = variant.artifacts.get(runtime), variant.measured.get(runtime)
     parity = variant.parity.get(runtime)
     program = variant.program
     return Row(
         variant=variant.name,  # type: ignore[arg-type]
         runtime=runtime,
-        engine=None if artifact is None else str(artifact.manifest["engine"]),
-        arithmetic=None if artifact is None else arithmetic_here(runtime),
-        metric=MetricRow(name=recipe.task.metric, value=metric.value, ci95=(metric.low, metric.high), n=metric.n),
+        engine=None if artifact is None else artifact.engine,
+        arithmetic=None if artifact is None else artifact.arithmetic(),
+        metric=_metric_row(metric, own),
         drop=None if drop is None else drop.value,
         drop_ci95=None if drop is None else (drop.low, drop.high),
         file_bytes=None if measured is None else measured.file_bytes,
         payload_bytes=None if measured is None else measured.payload_bytes,
         latency_ms=None if measured is None else _latency_row(variant, runtime, measured),
+        peak_memory_bytes=variant.memory.get(runtime),
         parity=None if parity is None else _parity_row(parity),
         ops=OpsRow(integer=len(program.integer_ops()), float=len(program.float_origins())),
         artifact=None if artifact is None else f"artifacts/{variant.name}/{runtime}/{artifact.path.name}",
         sha256=None if artifact is None else str(artifact.manifest["files"][artifact.path.name]["sha256"]),
+        changes=None if twin is None or artifact is None else find_changes(metric, twin, own, labels),
+    )
+
+
+def _metric_row(metric: Metric, scores: Scores) -> MetricRow:
+    found = metric.estimate(scores.statistics)
+    return MetricRow(
+        name=metric.name,
+        value=found.value,
+        ci95=(found.low, found.high),
+        n=found.n,
+        higher_is_better=metric.higher_is_better,
+        is_share=metric.is_share,
     )
 
 

@@ -7,12 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeqat.errors import EdgeqatError, OutputError
+from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.recipe import GateSection
 
-__all__ = ["Check", "Gate", "LatencyRow", "MetricRow", "OpsRow", "ParityRow", "Report", "Row", "judge", "load_report"]
+__all__ = [
+    "ChangedSample",
+    "Changes",
+    "Check",
+    "ClassRow",
+    "FlippedSample",
+    "Flips",
+    "Gate",
+    "LatencyRow",
+    "MetricRow",
+    "OpsRow",
+    "ParityRow",
+    "Report",
+    "Row",
+    "judge",
+    "read_report",
+]
 
 SCHEMA = 1
 
@@ -22,12 +38,14 @@ class _Record(BaseModel):
 
 
 class MetricRow(_Record):
-    """A metric with its 95% interval over n samples."""
+    """A metric with its 95% interval over n samples; the figures of a share are in 0..1."""
 
     name: str
     value: float
     ci95: tuple[float, float]
     n: int
+    higher_is_better: bool = True
+    is_share: bool = True
 
 
 class LatencyRow(_Record):
@@ -60,6 +78,55 @@ class OpsRow(_Record):
     float: int
 
 
+class FlippedSample(_Record):
+    """A sample that the two models classify differently, at least one of them wrongly; classes by name."""
+
+    index: int
+    target: str | None
+    float_class: str
+    quantized_class: str
+
+
+class Flips(_Record):
+    """How many samples changed sides from the float twin to the quantized model, and the first 50 of them."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    wrong_to_wrong: int
+    samples: list[FlippedSample]
+
+
+class ClassRow(_Record):
+    """The metric of one class, over the n samples of it; None where the class does not occur for a model."""
+
+    name: str
+    n: int
+    float_value: float | None
+    quantized_value: float | None
+    drop: float | None
+
+
+class ChangedSample(_Record):
+    """The metric of one sample alone."""
+
+    index: int
+    float_value: float
+    quantized_value: float
+    drop: float
+
+
+class Changes(_Record):
+    """Which samples and classes a quantized model changed, against its float twin on the same runtime.
+
+    `index` counts the test samples from 0, in the order of the split; a drop is positive where the quantized model is
+    worse. `flips` is there for metrics of right and wrong, `largest` (the 50 largest changes) for all others.
+    """
+
+    flips: Flips | None
+    largest: list[ChangedSample] | None
+    per_class: list[ClassRow] | None
+
+
 class Row(_Record):
     """One variant on one runtime."""
 
@@ -73,10 +140,12 @@ class Row(_Record):
     file_bytes: int | None
     payload_bytes: int | None
     latency_ms: LatencyRow | None
+    peak_memory_bytes: int | None = None
     parity: ParityRow | None
     ops: OpsRow | None
     artifact: str | None
     sha256: str | None
+    changes: Changes | None = None
 
 
 class Check(_Record):
@@ -106,7 +175,7 @@ class Report(_Record):
     recipe_sha256: str
     machine: dict[str, Any]
     data: dict[str, Any]
-    results: list[Row]
+    results: list[Row] = Field(min_length=1)
     gate: Gate
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,17 +189,32 @@ class Report(_Record):
         return next((r for r in self.results if (r.variant, r.runtime) == (variant, runtime)), None)
 
 
-def load_report(path: Path) -> Report:
-    """Reads report.json.
+def read_report(folder: Path) -> Report:
+    """The report of a finished run.
 
     Raises:
-        OutputError: It cannot be read, or is no report of this version.
+        InputError: The directory holds no finished run, or its report.json cannot be read.
     """
+    path = folder / "report.json"
+    if not path.is_file():
+        if (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder} holds an unfinished run: it has no report.json; finish it first")
+        raise InputError(f"found no report.json in {folder}, wanted the directory of a finished run")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Report.model_validate({"schema_version": data.pop("schema"), **data})
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise OutputError(f"{path} cannot be read as a report; remove it, and --resume makes it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run the recipe again") from error
+    if not isinstance(data, dict) or "schema" not in data:
+        raise InputError(f"{path} is no report of edgeqat: it has no schema; run the recipe again")
+    schema = data.pop("schema")
+    if schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema!r}, this edgeqat reads {SCHEMA}; use the version that wrote it")
+    try:
+        return Report.model_validate({**data, "schema_version": schema})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} does not fit the schema at {where}: {first['msg']}; run the recipe again") from error
 
 
 FLOAT_TWIN = {"ptq": "float", "qat": "float_finetuned"}

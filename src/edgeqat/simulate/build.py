@@ -15,7 +15,7 @@ from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.planning import Plan, plan_graph
 from edgeqat.program import PASSTHROUGH, Kind, Op
 from edgeqat.signature import Batch
-from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, WeightQuantizer
+from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, SharedGrid, WeightQuantizer
 from edgeqat.simulate.model import SimulatedModel, key_of
 
 __all__ = ["prepare", "simulate"]
@@ -105,6 +105,11 @@ class _Builder:
         if name in self.plan.activations:
             activation = getattr(op.attrs, "activation", None)
             result = self._quantize(name, activation, result)
+        elif op.kind is Kind.AVERAGE_POOL and self.plan.program.values[name].grid is not None:
+            owner = self.quantizers[self._grid_owner(name)]
+            assert isinstance(owner, ActivationQuantizer)
+            self.quantizers[name] = SharedGrid(name, owner)
+            result = self.graph.call_module(f"quantizers.{key_of(name)}", (result,))
         elif op.kind not in PASSTHROUGH and region.activation is not None:
             result = self.graph.node_copy(region.activation, lambda _: result)
         self.made[region.outputs[0]] = result
@@ -117,7 +122,9 @@ class _Builder:
         weight = self.graph.get_attr(op.weight)
         if op.weight not in self.quantizers:
             parameter = self.root.get_parameter(op.weight)
-            self.quantizers[op.weight] = WeightQuantizer(op.weight, self.plan.weights[op.weight], parameter)
+            self.quantizers[op.weight] = WeightQuantizer(
+                op.weight, self.plan.program.consts[op.weight].grid, parameter
+            )
         pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (weight,))
         quantized = self.graph.call_function(operator.getitem, (pair, 0))
         bias: fx.Node | None = None

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PhaseError
-from edgeqat.qconfig import ActivationConfig, WeightConfig
+from edgeqat.program import Grid
+from edgeqat.qconfig import ActivationConfig
 from edgeqat.simulate.gradients import ClampBounds, quantize_activation, quantize_bias, quantize_parameter
 from edgeqat.simulate.observers import Observer, make_observer, observed_range
 
-__all__ = ["ActivationQuantizer", "BiasQuantizer", "Quantizer", "WeightQuantizer"]
+__all__ = ["ActivationQuantizer", "BiasQuantizer", "Quantizer", "SharedGrid", "WeightQuantizer"]
 
 
 class Quantizer(nn.Module):
@@ -119,6 +120,19 @@ class ActivationQuantizer(Quantizer):
         return f"{self.qmin}..{self.qmax}, {grid}, observer={self.config.observer}{activation}"
 
 
+class SharedGrid(Quantizer):
+    """Puts a computed value on the grid of another, such as a pool's output on its input's; it observes nothing."""
+
+    def __init__(self, name: str, owner: ActivationQuantizer) -> None:
+        super().__init__(name)
+        # In a tuple it is no submodule, which would save its grid twice.
+        self._owner = (owner,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x on the owner's grid (mode "quantize"), else x."""
+        return quantize_activation(x, self._owner[0].bounds()) if self.mode == "quantize" else x
+
+
 def _activate(x: Tensor, activation: str | None) -> Tensor:
     if activation is None:
         return x
@@ -139,11 +153,10 @@ class WeightQuantizer(Quantizer):
 
     min_scale: Tensor
 
-    def __init__(self, name: str, config: WeightConfig, weight: Tensor) -> None:
+    def __init__(self, name: str, grid: Grid, weight: Tensor) -> None:
         super().__init__(name)
-        self.qmax = 2 ** (config.bits - 1) - 1
-        self.axis = 0 if config.per_channel else None
-        shape = (weight.shape[0],) if config.per_channel else ()
+        self.qmax, self.axis = grid.qmax, grid.axis
+        shape = () if grid.axis is None else (weight.shape[grid.axis],)
         self.register_buffer("min_scale", torch.full(shape, affine.SCALE_FLOOR))
 
     def scale_of(self, weight: Tensor) -> Tensor:

@@ -6,22 +6,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sized
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from edgeqat.errors import DataError, InputError
-from edgeqat.metrics import METRICS
-from edgeqat.signature import Batch, call_of
+from edgeqat.metrics import Metric, MetricLike, evaluate, resolve_metric
+from edgeqat.signature import Batch, call, call_of
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.train.finite import Place, check_state, explain_gradient, explain_loss, non_finite_state
+from edgeqat.train.losses import Loss, resolve_loss
 from edgeqat.train.state import Epoch, History, Settings, TrainingState, capture_state, restore_state
 
-__all__ = ["Epoch", "History", "Loss", "TrainingState", "fit", "predict", "resolve_loss"]
+__all__ = ["Epoch", "History", "TrainingState", "fit"]
 
-Loss: TypeAlias = Callable[[Any, Any], Tensor]
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -32,20 +31,6 @@ class HasEpochs(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Moves to an epoch."""
         ...
-
-
-def resolve_loss(loss: str | Loss) -> Loss:
-    """A loss function by name ("cross_entropy", "mse"), or the callable itself.
-
-    Raises:
-        InputError: The name is unknown.
-    """
-    named: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
-    if callable(loss):
-        return loss
-    if loss not in named:
-        raise InputError(f"found the loss {loss!r}, wanted one of {', '.join(named)}")
-    return named[loss]
 
 
 def fit(
@@ -61,7 +46,7 @@ def fit(
     max_grad_norm: float | None = None,
     seed: int = 0,
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
-    metric: str = "top1",
+    metric: MetricLike = "top1",
     exact: str | None = "onnxruntime",
     on_step: Callable[[], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -86,7 +71,7 @@ def fit(
             folded convs diverge from one step that is too large: fine-tuning wants a bound.
         seed: Seeds dropout and whatever else in the model is random.
         validation_batches: Evaluated after each epoch.
-        metric: Name of the validation metric.
+        metric: The validation metric: a name, or a callable as `edgeqat.metrics.resolve_metric` takes it.
         exact: The arithmetic that a simulation is validated in, which is what will be shipped; None validates the
             dequantized simulation. Without effect on a float model.
         on_step: Called after each step.
@@ -106,8 +91,7 @@ def fit(
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
-    if metric not in METRICS:
-        raise InputError(f"found the metric {metric!r}, wanted one of {', '.join(METRICS)}")
+    chosen = resolve_metric(metric)
     settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, epochs, steps, seed)
     history: list[Epoch] = [] if start is None else list(start.history)
     torch.manual_seed(seed)
@@ -117,7 +101,7 @@ def fit(
         started = time.perf_counter()
         mean = _train_epoch(model, optim, criterion, train_batches, settings, index, on_step)
         model.eval()
-        found = None if validation_batches is None else _validate(model, validation_batches, metric, exact)
+        found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
         epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
         history.append(epoch)
         if on_epoch is not None:
@@ -126,19 +110,6 @@ def fit(
             on_checkpoint(capture_state(model, optim, settings, history))
     model.eval()
     return History(tuple(history))
-
-
-def predict(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]]) -> tuple[Tensor, Tensor]:
-    """(outputs, targets) over all batches, without gradients; `run` maps a batch of inputs to one tensor."""
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    with torch.no_grad():
-        for inputs, target in batches:
-            outputs.append(run(inputs))
-            targets.append(target)
-    if not outputs:
-        raise DataError("found no batches to evaluate on, wanted at least one")
-    return torch.cat(outputs), torch.cat(targets)
 
 
 def _length(batches: Iterable[Any]) -> int:
@@ -226,10 +197,10 @@ def _step(
     return value
 
 
-def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: str, exact: str | None) -> float:
+def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: Metric, exact: str | None) -> float:
     context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if isinstance(model, SimulatedModel) and exact is not None and model.phase == "quantized":
         context = model.exact(exact)
     with context:
-        outputs, targets = predict(lambda x: model(*call_of(x)[0], **call_of(x)[1]), batches)
-    return float(METRICS[metric].per_sample(outputs, targets).double().mean())
+        scores = evaluate(lambda inputs: call(model, inputs), batches, metric)
+    return metric.value(scores.statistics.double().mean(0))

@@ -1,13 +1,18 @@
 """Models to start from; each factory is usable as `model.factory` in a recipe."""
 
 from edgeqat.zoo.edge import EdgeModel, EdgeModelWithStubs, edge_model, edge_model_with_stubs
-from edgeqat.zoo.resnet import ResNetCifar, resnet20
+from edgeqat.zoo.mobilenet import MobileNetV2, mobilenetv2_cifar
+from edgeqat.zoo.resnet import ResNet8, ResNetCifar, resnet8, resnet20
 
 __all__ = [
     "EdgeModel",
     "EdgeModelWithStubs",
+    "MobileNetV2",
+    "ResNet8",
     "ResNetCifar",
     "edge_model",
     "edge_model_with_stubs",
+    "mobilenetv2_cifar",
+    "resnet8",
     "resnet20",
 ]

@@ -1,14 +1,20 @@
-"""The protocol of an arithmetic: how one runtime, on one kernel family, computes and rounds."""
+"""The protocol of an arithmetic: how one runtime, on one kernel family, computes and rounds.
+
+And the few steps that several of them share.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from edgeqat.program import Grid
+from edgeqat import affine
+from edgeqat.program import Attrs, AveragePoolAttrs, Grid
 
-__all__ = ["Arithmetic"]
+__all__ = ["Arithmetic", "channels", "fma", "round_outside", "window_sums"]
 
 
 class Arithmetic(Protocol):
@@ -27,12 +33,20 @@ class Arithmetic(Protocol):
         """Integers to float32."""
         ...
 
-    def requantize(self, acc: Tensor, input_scale: Tensor, weight_scale: Tensor, grid: Grid) -> Tensor:
-        """An accumulator of conv or linear, bias included, to integers of `grid`."""
+    def split_bias(
+        self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The int32 [C] bias as this runtime adds it: (integers into the accumulator, float32 in `requantize`)."""
         ...
 
-    def float_linear(self, acc: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-        """An accumulator of a last linear layer to float32 logits."""
+    def requantize(
+        self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor, grid: Grid, attrs: Attrs
+    ) -> Tensor:
+        """An accumulator of conv or linear (which `attrs` tells), and the float part of its bias, to integers."""
+        ...
+
+    def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+        """An accumulator of a last linear layer, and the float part of its bias, to float32 logits."""
         ...
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
@@ -43,6 +57,51 @@ class Arithmetic(Protocol):
         """[N, C, H, W] to [N, C, 1, 1], in integers of `grid`."""
         ...
 
-    def average_pool(self, x: Tensor, grid: Grid) -> Tensor:
-        """A dequantized and averaged float32 value to integers of `grid`."""
+    def average_pool(self, q: Tensor, q_grid: Grid, grid: Grid, attrs: AveragePoolAttrs) -> Tensor:
+        """The means of windows of [N, C, H, W], in integers of `grid`; `attrs.kernel` is not None."""
         ...
+
+
+def fma(a: Tensor, b: Tensor, addend: Tensor) -> Tensor:
+    """a * b + addend, rounded to float32 once.
+
+    float64 holds the product of two float32 exactly. Its sum is exact too where one factor has 8 bits; in `quantize`,
+    where none has, it may be rounded at bit 53, which moves the second rounding only where the first lands on a tie
+    of float32: odds of 2**-30 an element, and none of 2 million was seen.
+    """
+    return (a.double() * b.double() + addend.double()).to(torch.float32)
+
+
+def channels(parameter: Tensor, acc: Tensor) -> Tensor:
+    """A 0-d or [C] parameter, so that it broadcasts along dimension 1 of `acc`."""
+    return affine.broadcast(parameter, 1 if parameter.dim() else None, acc.dim())
+
+
+def round_outside(x: Tensor, grid: Grid) -> Tensor:
+    """round(clamp(x)) + zero_point, clamped to the grid: the zero point is added after rounding."""
+    _, zero_point = grid.filled()
+    z = int(zero_point)
+    return torch.round(torch.clamp(x, grid.qmin - z, grid.qmax - z)) + z
+
+
+def window_sums(shifted: Tensor, attrs: AveragePoolAttrs) -> tuple[Tensor, Tensor]:
+    """Exact integer sums of the windows of an average pool, and how many elements each mean is over.
+
+    Args:
+        shifted: Integers with the zero point taken off, [N, C, H, W].
+        attrs: Of the pool; `kernel` is not None.
+
+    Returns:
+        (sums, counts), float32, [N, C, H_out, W_out] and broadcastable to it.
+    """
+    kernel = attrs.kernel
+    assert kernel is not None
+    area = kernel[0] * kernel[1]
+
+    def sums(x: Tensor) -> Tensor:
+        return (F.avg_pool2d(x.double(), kernel, attrs.stride, attrs.padding) * area).round().float()
+
+    total = sums(shifted)
+    if attrs.count_include_pad:
+        return total, torch.tensor(float(area))
+    return total, sums(torch.ones_like(shifted[:1, :1]))

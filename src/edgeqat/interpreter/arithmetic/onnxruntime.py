@@ -3,8 +3,8 @@
 Float32 throughout; rne is round half to even; z, lo, hi are the output's zero point and bounds:
 
     quantize      rne(clamp(x / s, lo - z, hi - z)) + z, true division
-    conv, linear  rne(clamp(fp32(acc) * ((s_x * s_w) / s_y), lo - z, hi - z)) + z
-    float linear  fp32(acc) * (s_x * s_w)
+    conv, linear  rne(clamp(fp32(acc + bias) * ((s_x * s_w) / s_y), lo - z, hi - z)) + z
+    float linear  fp32(acc + bias) * (s_x * s_w)
     add           rne(fma(a, r_a, fma(b, r_b, z - fma(r_a, z_a, r_b * z_b)))), r = s / s_y: the zero point is
                   inside the rounding, and the compiler fused one product of the offset
     global pool   rne(clamp(fp32(sum(x - z_x)) * (s_x / (s_y * n)), lo - z, hi - z)) + z
@@ -16,10 +16,12 @@ Without VNNI, x86 kernels saturate pairs of u8 * s8 products at 16 bits and this
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat import affine
-from edgeqat.program import Grid
+from edgeqat.interpreter.arithmetic.base import channels, fma, round_outside
+from edgeqat.program import Attrs, AveragePoolAttrs, Grid
 
 __all__ = ["OnnxRuntimeX86"]
 
@@ -37,41 +39,36 @@ class OnnxRuntimeX86:
         scale, zero_point = grid.filled()
         return affine.dequantize(q, scale, zero_point)
 
-    def requantize(self, acc: Tensor, input_scale: Tensor, weight_scale: Tensor, grid: Grid) -> Tensor:
+    def split_bias(
+        self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        return bias, None
+
+    def requantize(
+        self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor, grid: Grid, attrs: Attrs
+    ) -> Tensor:
         scale, _ = grid.filled()
         multiplier = (input_scale * weight_scale) / scale
-        return _round_to(acc.to(torch.float32) * _channels(multiplier, acc), grid)
+        return round_outside(acc.to(torch.float32) * channels(multiplier, acc), grid)
 
-    def float_linear(self, acc: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-        return acc.to(torch.float32) * _channels(input_scale * weight_scale, acc)
+    def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+        return acc.to(torch.float32) * channels(input_scale * weight_scale, acc)
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         r_a, r_b = s_a / s, s_b / s
-        offset = z - _fma(z_a, r_a, r_b * z_b)
-        return torch.round(_fma(a, r_a, _fma(b, r_b, offset))).clamp_(grid.qmin, grid.qmax)
+        offset = z - fma(z_a, r_a, r_b * z_b)
+        return torch.round(fma(a, r_a, fma(b, r_b, offset))).clamp_(grid.qmin, grid.qmax)
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
         (s_x, z_x), (s, _) = q_grid.filled(), grid.filled()
         total = (q - z_x).double().sum(dim=(-2, -1), keepdim=True)
         n = q.shape[-2] * q.shape[-1]
-        return _round_to(total.to(torch.float32) * (s_x / (s * n)), grid)
+        return round_outside(total.to(torch.float32) * (s_x / (s * n)), grid)
 
-    def average_pool(self, x: Tensor, grid: Grid) -> Tensor:
+    def average_pool(self, q: Tensor, q_grid: Grid, grid: Grid, attrs: AveragePoolAttrs) -> Tensor:
         scale, zero_point = grid.filled()
-        return torch.round(x / scale + zero_point).clamp_(grid.qmin, grid.qmax)
-
-
-def _fma(integer: Tensor, ratio: Tensor, addend: Tensor) -> Tensor:
-    """integer * ratio + addend, rounded to float32 once: float64 holds the product of 8 and 24 bits exactly."""
-    return (integer.double() * ratio.double() + addend.double()).to(torch.float32)
-
-
-def _channels(multiplier: Tensor, acc: Tensor) -> Tensor:
-    return affine.broadcast(multiplier, 1 if multiplier.dim() else None, acc.dim())
-
-
-def _round_to(x: Tensor, grid: Grid) -> Tensor:
-    _, zero_point = grid.filled()
-    z = int(zero_point)
-    return torch.round(torch.clamp(x, grid.qmin - z, grid.qmax - z)) + z
+        assert attrs.kernel is not None
+        real = self.dequantize(q, q_grid)
+        mean = F.avg_pool2d(real, attrs.kernel, attrs.stride, attrs.padding, count_include_pad=attrs.count_include_pad)
+        return torch.round(mean / scale + zero_point).clamp_(grid.qmin, grid.qmax)

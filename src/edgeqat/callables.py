@@ -1,0 +1,46 @@
+"""The user's own code, named in a recipe as `module:callable` or `file.py:callable`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeqat.errors import ModelError
+
+__all__ = ["resolve_callable"]
+
+
+def resolve_callable(target: str, what: str) -> Callable[..., Any]:
+    """The callable that `module:callable` or `file.py:callable` names.
+
+    Args:
+        target: The name.
+        what: The recipe key it comes from, for messages.
+
+    Raises:
+        ModelError: It cannot be imported, or is not callable.
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ModelError(f"{what}: found {target!r}, wanted module:callable or file.py:callable")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
+        raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ModelError(f"{what}: {place} has no callable {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"edgeqat_user_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

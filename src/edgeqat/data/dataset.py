@@ -1,0 +1,156 @@
+"""A data set in memory: splits of inputs and targets, and what a device must know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from edgeqat.errors import DataError
+from edgeqat.signature import Batch
+
+__all__ = ["Dataset", "Source", "Split", "describe", "named_leaves"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples in memory; dimension 0 of every tensor counts them.
+
+    Attributes:
+        inputs: Images, uint8 [N, C, H, W]; or float32 tensors of any shape, used as they are; or a tuple or dict of
+            those, for a model with several inputs.
+        targets: Classes, int64 [N]; or any pytree of tensors; or None where there are no labels.
+
+    Raises:
+        DataError: a tensor has another type or shape, or they differ in length.
+    """
+
+    inputs: Batch
+    targets: Any
+
+    def __post_init__(self) -> None:
+        leaves = named_leaves("inputs", self.inputs)
+        if not isinstance(self.inputs, (Tensor, tuple, dict)) or not leaves:
+            raise DataError(
+                f"inputs are a {type(self.inputs).__name__}, wanted a tensor, or a tuple or dict of tensors"
+            )
+        for name, leaf in leaves.items():
+            images = isinstance(leaf, Tensor) and leaf.dtype == torch.uint8 and leaf.ndim == 4
+            numbers = isinstance(leaf, Tensor) and leaf.dtype == torch.float32 and leaf.ndim > 0
+            if not images and not numbers:
+                raise DataError(f"{name} are {describe(leaf)}, wanted images, uint8 [N, C, H, W], or float32 [N, ...]")
+        targets = {} if self.targets is None else named_leaves("targets", self.targets)
+        if self.targets is not None and not targets:
+            raise DataError(f"targets are an empty {type(self.targets).__name__}, wanted tensors, or None")
+        for name, leaf in targets.items():
+            if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+                raise DataError(f"{name} are {describe(leaf)}, wanted a tensor with a figure per sample, or None")
+        for name, leaf in (leaves | targets).items():
+            if len(leaf) != len(self):
+                raise DataError(f"{len(self)} inputs have {len(leaf)} {name}, wanted one each")
+
+    def __len__(self) -> int:
+        return len(pytree.tree_leaves(self.inputs)[0])
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The targets where they are classes, int64 [N]; else None."""
+        targets = self.targets
+        return targets if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1 else None
+
+    @property
+    def image_inputs(self) -> list[Tensor]:
+        """Those inputs that are images, uint8 [N, C, H, W]."""
+        return [leaf for leaf in pytree.tree_leaves(self.inputs) if leaf.dtype == torch.uint8]
+
+    def take(self, indices: Tensor) -> Split:
+        """A copy of the samples at `indices` (int64 [M]), in that order."""
+        inputs, targets = pytree.tree_map_only(Tensor, lambda t: t[indices], (self.inputs, self.targets))
+        return Split(inputs, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A source as read, before anything is set aside.
+
+    Attributes:
+        training: What train, calibration and validation are taken from.
+        test: None where the source has no test part: a share of training is set aside then.
+        labels: The class names, by class; None where none are known.
+        mean, std: Its defaults, per channel of images in 0..1; None: measured over what is not tested.
+        image_size: Side that its images were resized to; None where they are used as they came.
+    """
+
+    training: Split
+    test: Split | None
+    labels: tuple[str, ...] | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Four disjoint splits and how to normalise them.
+
+    Attributes:
+        source: The name or path it was loaded from, as given.
+        train, calibration, validation, test: What is fitted, what seeds activation ranges, what training is
+            watched on, and what is reported. Without labels nothing is trained, and validation is empty.
+        mean, std: Per channel, of images in 0..1; None where the inputs are float32.
+        labels: The class names, by class; None where there are no classes.
+        image_size: Side that RGB images were resized to; None where inputs are used as they came.
+    """
+
+    source: str
+    train: Split
+    calibration: Split
+    validation: Split
+    test: Split
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    labels: tuple[str, ...] | None
+    image_size: int | None = None
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What a device has to do to its inputs, JSON-ready.
+
+        Where the model has several inputs there is an entry for each, by its keyword or its position.
+        """
+        labels = {"labels": None if self.labels is None else list(self.labels)}
+        inputs = self.test.inputs
+        if isinstance(inputs, Tensor):
+            return self._preprocessing_of(inputs) | labels
+        each = inputs if isinstance(inputs, dict) else {str(i): part for i, part in enumerate(inputs)}
+        leaves = {name: leaf for key, part in each.items() for name, leaf in named_leaves(key, part).items()}
+        return {"inputs": {name: self._preprocessing_of(leaf) for name, leaf in leaves.items()}} | labels
+
+    def _preprocessing_of(self, inputs: Tensor) -> dict[str, Any]:
+        if inputs.dtype != torch.uint8 or self.mean is None or self.std is None:
+            return {"input": "float32 as given", "layout": None, "resize": None}
+        channels, side = inputs.shape[1], self.image_size
+        # What the user's own code returned may have any order of channels; only what was decoded here is RGB.
+        colours = "RGB" if side is not None else f"{channels} channel{'' if channels == 1 else 's'}"
+        return {
+            "input": f"{colours} in 0..1",
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "layout": "NCHW",
+            "resize": None if side is None else {"size": [side, side], "method": "bilinear"},
+        }
+
+
+def named_leaves(name: str, tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by name: `inputs`, `inputs[0]`, `inputs['left']`."""
+    leaves, _ = pytree.tree_flatten_with_path(tree)
+    return {f"{name}{pytree.keystr(path)}": leaf for path, leaf in leaves}
+
+
+def describe(found: Any) -> str:
+    """`float32 [2, 3]` for a tensor, else the name of its type."""
+    if isinstance(found, Tensor):
+        return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+    return f"a {type(found).__name__}"

@@ -1,0 +1,143 @@
+"""Folders of image files: one subfolder a class, or unlabelled images at any depth.
+
+    cat/ dog/                     classes; a share of each is set aside for the test
+    train/cat/ ... test/cat/ ...  the same with a test part, which may also be called val
+    any images                    unlabelled, where no labels are needed
+
+Hidden files and folders, and files that are no images, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from edgeqat.data.dataset import Source, Split
+from edgeqat.data.decode import decode_files
+from edgeqat.errors import DataError
+
+__all__ = ["read_folder"]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+TRAIN_PART = "train"
+TEST_PARTS = ("test", "val", "validation", "valid")
+"""What the folder of the test part may be called; the first that is there is taken."""
+
+
+def read_folder(source: str, folder: Path, image_size: int, needs_labels: bool) -> Source:
+    """Reads a folder of images.
+
+    Args:
+        source: How messages call it.
+        folder: The folder.
+        image_size: Side of the images wanted.
+        needs_labels: Whether subfolders are classes. If not, every image below is a sample without a label.
+
+    Raises:
+        DataError: it holds no images or cannot be read, an image cannot be decoded, or its classes do not fit.
+    """
+    training, test = _parts(source, folder)
+    if not needs_labels:
+        splits = [_unlabelled(part, image_size) for part in (training, test) if part is not None]
+        return Source(splits[0], splits[1] if len(splits) > 1 else None, None, image_size=image_size)
+    names = _classes(training)
+    if test is not None and _classes(test) != names:
+        only = sorted(set(names) ^ set(_classes(test)))
+        raise DataError(
+            f"{source}: {training.name} and {test.name} have different classes ({', '.join(only)} are in "
+            "one of them only), wanted the same subfolders in both"
+        )
+    splits = [_labelled(part, names, image_size) for part in (training, test) if part is not None]
+    return Source(splits[0], splits[1] if len(splits) > 1 else None, tuple(names), image_size=image_size)
+
+
+def _parts(source: str, folder: Path) -> tuple[Path, Path | None]:
+    """The folders of the training and the test part; without parts, the folder itself."""
+    below = {path.name for path in _entries(folder) if path.is_dir()}
+    # A class may be called train: it is a part only where every subfolder is one.
+    if not below or not below <= {TRAIN_PART, *TEST_PARTS}:
+        return folder, None
+    if TRAIN_PART not in below:
+        raise DataError(
+            f"{source} holds {' and '.join(sorted(below))} and no {TRAIN_PART}; add it, or name them apart"
+        )
+    test = next((name for name in TEST_PARTS if name in below), None)
+    return folder / TRAIN_PART, None if test is None else folder / test
+
+
+def _classes(part: Path) -> list[str]:
+    """The names of the class folders, sorted."""
+    entries = _entries(part)
+    names = [path.name for path in entries if path.is_dir()]
+    loose = [path for path in entries if _is_image(path)]
+    if loose and names:
+        raise DataError(
+            f"{part} holds class folders ({names[0]}, ...) and images without a class ({loose[0].name}, ...), "
+            "wanted one or the other; move the images"
+        )
+    if loose:
+        raise DataError(
+            f"{part} holds {len(loose)} images without labels, wanted one subfolder a class; only train: null with "
+            "task.metric: agreement needs none"
+        )
+    if not names:
+        raise DataError(f"{part} holds no images, wanted a subfolder a class with {_wanted()}, or train-*.parquet")
+    return names
+
+
+def _labelled(part: Path, names: Sequence[str], image_size: int) -> Split:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = list(_images(part / name))
+        if not found:
+            raise DataError(f"the class folder {part / name} holds no images, wanted {_wanted()}; fill or remove it")
+        files += found
+        labels += [label] * len(found)
+    return Split(decode_files(str(part), files, image_size), torch.tensor(labels))
+
+
+def _unlabelled(part: Path, image_size: int) -> Split:
+    files = list(_images(part))
+    if not files:
+        raise DataError(f"{part} holds no images, wanted {_wanted()}")
+    return Split(decode_files(str(part), files, image_size), None)
+
+
+def _images(folder: Path, inside: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Every image below a folder, in the order of the names; links are followed, `inside` are the folders above."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    own = (status.st_dev, status.st_ino)
+    if own in inside:
+        raise DataError(f"{folder} leads back to a folder that it is in: a loop of symbolic links; remove the link")
+    for path in _entries(folder):
+        if path.is_dir():
+            yield from _images(path, (*inside, own))
+        elif _is_image(path):
+            yield path
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, sorted by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"the folder {folder} cannot be read ({error.strerror or type(error).__name__}); check it")
+
+
+def _is_image(path: Path) -> bool:
+    # A link to nothing counts, so that it is reported; a pipe does not: reading it would wait forever.
+    return path.suffix.lower() in SUFFIXES and not path.is_dir() and (path.is_file() or path.is_symlink())
+
+
+def _wanted() -> str:
+    return ", ".join(sorted(SUFFIXES))

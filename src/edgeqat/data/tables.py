@@ -1,0 +1,204 @@
+"""Tables with an image and a label column, read through the datasets library.
+
+A name of the hub, a folder that `save_to_disk` wrote, a folder of *.parquet in the hub's layout, or a folder of
+images with a metadata file, which the library reads itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeqat.data.dataset import Source, Split
+from edgeqat.data.decode import allocate, decode_cell
+from edgeqat.errors import DataError
+
+__all__ = ["is_table_folder", "read_hub", "read_table_folder"]
+
+CIFAR10_HUB = "uoft-cs/cifar10"
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+TEST_PARTS = ("test", "validation", "valid", "val")
+"""What a test part may be called; the first that is there is taken."""
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+READ_BATCH = 1000
+
+
+def read_hub(source: str, name: str, image_size: int, advice: str) -> Source:
+    """Downloads a data set of the hub, or takes it from the datasets library's cache.
+
+    Args:
+        source: How messages call it.
+        name: Its name on the hub.
+        image_size: Side of the images wanted.
+        advice: What a message says to do where it cannot be had.
+
+    Raises:
+        DataError: it cannot be had, or its tables do not fit.
+    """
+    import datasets  # heavy: a second on its own
+
+    try:
+        parts = datasets.load_dataset(name)
+    except Exception as error:
+        # The library raises whatever its builders, its parsers and its HTTP client raise.
+        raise DataError(f"the hub's {name} cannot be read ({_first_line(error)}); {advice}") from error
+    return _read_parts(source, parts, image_size)
+
+
+def is_table_folder(folder: Path) -> bool:
+    """Whether a folder is one that `read_table_folder` reads."""
+    return _is_saved(folder) or bool(_parquet_parts(folder)) or _has_metadata(folder)
+
+
+def read_table_folder(source: str, folder: Path, image_size: int) -> Source:
+    """Reads a local folder of the datasets library's.
+
+    Raises:
+        DataError: it cannot be read, or its tables do not fit.
+    """
+    import datasets  # heavy: a second on its own
+
+    parts = _parquet_parts(folder)
+    if parts and not _is_saved(folder):
+        return _read_parquet(source, parts, image_size)
+    with tempfile.TemporaryDirectory() as cache:  # a copy kept in the user's cache could outlive what it was made of
+        try:
+            if _is_saved(folder):
+                found = datasets.load_from_disk(str(folder))
+            else:
+                found = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=cache)
+        except Exception as error:
+            # As above: whatever its builders and parsers raise.
+            raise DataError(f"{source} cannot be read ({_first_line(error)}); fetch or save it again") from error
+        return _read_parts(source, found, image_size)
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _has_metadata(folder: Path) -> bool:
+    return any((place / name).is_file() for place in (folder, folder / "train") for name in METADATA)
+
+
+def _parquet_parts(folder: Path) -> dict[str, list[Path]]:
+    """The shards of each part, in the order of their names; the hub keeps them in the folder itself or in data/."""
+    for place in (folder, folder / "data"):
+        found = {part: sorted(place.glob(f"{part}-*.parquet")) for part in ("train", *TEST_PARTS)}
+        if any(found.values()):
+            return {part: files for part, files in found.items() if files}
+    return {}
+
+
+def _choose_parts(source: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The training part, and the test part where there is one."""
+    if "train" not in parts:
+        raise DataError(f"{source} has the parts {', '.join(map(str, parts))}, wanted train, and test or validation")
+    test = next((part for part in TEST_PARTS if part in parts), None)
+    return {part: parts[part] for part in ("train", test) if part is not None}
+
+
+def _read_parts(source: str, found: Any, image_size: int) -> Source:
+    """Reads what the library loaded: a table, which is then all training, or a mapping of tables."""
+    parts = _choose_parts(source, found if isinstance(found, Mapping) else {"train": found})
+    read = {part: _read_table(f"{source}: {part}", table, len(table), image_size) for part, table in parts.items()}
+    return _join(source, list(read.values()), image_size)
+
+
+def _read_parquet(source: str, parts: Mapping[str, list[Path]], image_size: int) -> Source:
+    import datasets
+
+    read = []
+    for part, files in _choose_parts(source, parts).items():
+        what = f"{source}: {part}-*.parquet"
+        rows = {str(file): _count_rows(file) for file in files}
+        filled = [file for file, n in rows.items() if n > 0]  # the library cannot read an empty shard
+        if not filled:
+            raise DataError(f"{what} holds no rows, wanted images of at least two classes")
+        try:
+            with tempfile.TemporaryDirectory() as cache:
+                table = datasets.Dataset.from_parquet(filled, part, cache_dir=cache, streaming=True)
+                read.append(_read_table(what, table, sum(rows.values()), image_size))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f"{what} cannot be read ({_first_line(error)}); fetch it again") from error
+    return _join(source, read, image_size)
+
+
+def _count_rows(file: Path) -> int:
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.read_metadata(file).num_rows)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file} is not readable as Parquet ({_first_line(error)}); fetch it again") from error
+
+
+def _join(source: str, read: list[tuple[Split, tuple[str, ...] | None]], image_size: int) -> Source:
+    training, names = read[0]
+    test, test_names = read[1] if len(read) > 1 else (None, None)
+    if names is not None and test_names is not None and names != test_names:
+        raise DataError(f"{source}: train and test have different label names, wanted the same in one order")
+    return Source(training, test, names, image_size=image_size)
+
+
+def _read_table(what: str, table: Any, rows: int, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
+    """Decodes a table; also gives the label names when it carries them.
+
+    Args:
+        what: How messages call the table.
+        table: A datasets.Dataset or IterableDataset, which have no types.
+        rows: How many rows it has.
+        image_size: Side of the images wanted.
+    """
+    import datasets
+
+    columns = table.features
+    image_column, label_column = _find_columns(what, columns)
+    if isinstance(columns[image_column], datasets.Image):
+        table = table.cast_column(image_column, datasets.Image(decode=False))
+
+    images, view = allocate(what, rows, image_size)
+    labels: list[object] = []
+    for batch in table.iter(batch_size=READ_BATCH):
+        for cell, label in zip(batch[image_column], batch[label_column], strict=True):
+            view[len(labels)] = decode_cell(f"{what}: image {len(labels)}", cell, image_size)
+            labels.append(label)
+    wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool)]
+    if wrong:
+        raise DataError(f"{what} has labels such as {wrong[0]!r} in {label_column}, wanted integers")
+    names = columns[label_column]
+    known = tuple(names.names) if isinstance(names, datasets.ClassLabel) else None
+    return Split(images, torch.from_numpy(np.asarray(labels, dtype=np.int64))), known
+
+
+def _find_columns(what: str, columns: Mapping[str, Any]) -> tuple[str, str]:
+    """The image and the label column: by the usual names, else the only one of the type."""
+    import datasets
+
+    def choose(kind: type, usual: tuple[str, ...]) -> list[str]:
+        named = [name for name in usual if name in columns]
+        return named or [name for name, feature in columns.items() if isinstance(feature, kind)]
+
+    images, labels = choose(datasets.Image, IMAGE_COLUMNS), choose(datasets.ClassLabel, LABEL_COLUMNS)
+    for found, kind, usual in ((images, "image", IMAGE_COLUMNS), (labels, "label", LABEL_COLUMNS)):
+        if len(found) != 1:
+            several = f", of which {' and '.join(found)} could be the {kind}" if found else ""
+            raise DataError(
+                f"{what} has columns {', '.join(columns)}{several}, wanted one {kind} column, "
+                f"{', '.join(usual[:-1])} or {usual[-1]}; rename or remove columns"
+            )
+    return images[0], labels[0]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,67 @@
+"""Sessions: a model file loaded in its runtime, whichever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from edgeqat.errors import InputError
+
+__all__ = ["Session", "open_session"]
+
+
+class Session(Protocol):
+    """A loaded model with pinned threads.
+
+    Some runtimes keep threads and engine in globals of the process: `run_raw` wants to be called inside `active`;
+    `run` and `run_with_taps` see to it themselves.
+    """
+
+    def active(self) -> AbstractContextManager[None]:
+        """Within it, the process's globals are this session's."""
+        ...
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Every output, for the flat inputs in the model's order."""
+        ...
+
+    def run_with_taps(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The outputs, and the integers of every value that has a grid, from the very file that was loaded."""
+        ...
+
+    def feed(self, inputs: Sequence[Tensor]) -> Any:
+        """The inputs as `run_raw` takes them."""
+        ...
+
+    def run_raw(self, feed: Any) -> Any:
+        """One call and nothing else: what a latency measurement times."""
+        ...
+
+
+def open_session(runtime: str, path: Path, engine: str, threads: int, taps: bytes) -> Session:
+    """Loads a model file.
+
+    Args:
+        runtime: "onnxruntime" or "torchscript".
+        path: The model file.
+        engine: The runtime's engine, as the manifest names it.
+        threads: Threads within an op.
+        taps: What the golden vectors hold of how to look inside the file.
+
+    Raises:
+        MissingRuntimeError: The runtime is not installed.
+        InputError: It refuses the file or the engine.
+    """
+    if runtime == "onnxruntime":
+        from edgeqat.lowering.onnx_session import OnnxSession
+
+        return OnnxSession(path.read_bytes(), threads, taps=taps)
+    if runtime == "torchscript":
+        from edgeqat.lowering.torchscript_session import TorchScriptSession
+
+        return TorchScriptSession(path, engine, threads, taps)
+    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime or torchscript")

@@ -1,0 +1,66 @@
+"""Running TorchScript files: engine and threads are globals of the process, set by the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeqat.errors import InputError
+from edgeqat.replay import FolderError, load_torchscript, on_engine, tapped_torchscript
+
+__all__ = ["TorchScriptSession"]
+
+
+class TorchScriptSession:
+    """A TorchScript module on one engine.
+
+    Args:
+        path: The model file.
+        engine: "fbgemm", "qnnpack", "onednn" or "x86"; weights are packed for it on loading.
+        threads: Threads within an op.
+        taps: Names of the values with a grid, a line each.
+    """
+
+    def __init__(self, path: Path, engine: str, threads: int, taps: bytes = b"") -> None:
+        self.engine, self.threads = engine, threads
+        try:
+            self._module = load_torchscript(path, engine)
+        except FolderError as error:
+            raise InputError(str(error)) from error
+        self._taps = taps
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, the process has this session's engine and threads."""
+        threads = torch.get_num_threads()
+        with on_engine(self.engine):
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Every output, for the inputs in the model's order."""
+        with self.active():
+            return list(self.run_raw(self.feed(inputs)))
+
+    def run_with_taps(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The outputs, and the integers of every value that has a grid."""
+        names = self._taps.decode().split("\n") if self._taps else []
+        with self.active():
+            return self.run(inputs), tapped_torchscript(self._module, names, self.feed(inputs))
+
+    def feed(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The inputs as the runtime takes them."""
+        return tuple(tensor.detach().cpu().contiguous() for tensor in inputs)
+
+    def run_raw(self, feed: tuple[Tensor, ...]) -> Any:
+        """One call and nothing else: what a latency measurement times."""
+        with torch.no_grad():
+            return self._module(*feed)

@@ -1,0 +1,76 @@
+"""What training minimises: losses by name, and the check of one before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgeqat.errors import DataError, InputError, ModelError
+from edgeqat.per_sample import describe
+
+__all__ = ["LOSSES", "Loss", "check_loss", "resolve_loss"]
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+"""Maps the model's own output structure and the targets to a 0-d tensor."""
+
+
+def _of_one_shape(function: Loss) -> Loss:
+    """Refuses what PyTorch would broadcast: [N, 1] against [N] is the mean over N * N pairs, with only a warning."""
+
+    def loss(outputs: Any, targets: Any) -> Tensor:
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.shape != targets.shape:
+            raise DataError(
+                f"outputs are {describe(outputs)}, targets {describe(targets)}, wanted one shape; reshape either side"
+            )
+        return function(outputs, targets)
+
+    return loss
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {
+        "cross_entropy": F.cross_entropy,
+        "mse": _of_one_shape(F.mse_loss),
+        "l1": _of_one_shape(F.l1_loss),
+        "binary_cross_entropy_with_logits": _of_one_shape(F.binary_cross_entropy_with_logits),
+    }
+)
+"""The built-in losses, by the names that `task.loss` may have."""
+
+
+def resolve_loss(loss: str | Loss) -> Loss:
+    """A loss function by its built-in name, or the callable itself.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise InputError(f"found the loss {loss!r}, wanted one of {', '.join(LOSSES)}")
+    return LOSSES[loss]
+
+
+def check_loss(loss: Loss, name: str, source: str, outputs: Any, targets: Any) -> None:
+    """Computes the loss of one batch of `source`, whose outputs carry gradients.
+
+    Raises:
+        ModelError: It fails, or is not a 0-d tensor with a gradient.
+    """
+    try:
+        found: Any = loss(outputs, targets)
+    except Exception as error:
+        # The loss may be the user's code, which may raise anything.
+        raise ModelError(f"the loss {name} of one batch of {source} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Tensor):
+        raise ModelError(f"the loss {name} returns a {type(found).__name__}, wanted a 0-d tensor")
+    if found.ndim != 0:
+        raise ModelError(f"the loss {name} returns {describe(found)}, wanted a 0-d tensor; take its mean")
+    if not found.requires_grad:
+        raise ModelError(
+            f"the loss {name} has no gradient: compute it from the outputs in torch, without detach, item or numpy"
+        )

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeqat.errors import DataError, InputError, ModelError
+from edgeqat.train.losses import check_loss, resolve_loss
+
+A, B = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "value"),
+    [
+        ("cross_entropy", torch.tensor([1]), 0.3132617),  # log(1 + exp(-1))
+        ("mse", B, 4.5),
+        ("l1", B, 1.5),
+        ("binary_cross_entropy_with_logits", torch.tensor([[1.0, 0.0]]), (0.3132617 + 2.1269280) / 2),
+    ],
+)
+def test_losses_by_hand(name: str, targets: Tensor, value: float) -> None:
+    assert resolve_loss(name)(A, targets).item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", ["mse", "l1", "binary_cross_entropy_with_logits"])
+def test_what_torch_would_broadcast_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=r"outputs are float32 \[4, 1\], targets float32 \[4\], wanted one shape"):
+        resolve_loss(name)(torch.zeros(4, 1), torch.zeros(4))
+
+
+def test_a_callable_is_taken_as_it_is_and_an_unknown_name_refused() -> None:
+    assert resolve_loss(torch.nn.functional.huber_loss) is torch.nn.functional.huber_loss
+    with pytest.raises(InputError, match="found the loss 'hinge', wanted one of cross_entropy, mse, l1"):
+        resolve_loss("hinge")
+
+
+def raises(outputs: Any, targets: Any) -> Tensor:
+    raise KeyError("boxes")
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (raises, "the loss own of one batch of digits fails: KeyError: 'boxes'"),
+        (lambda o, t: 1.0, "returns a float, wanted a 0-d tensor"),
+        (lambda o, t: o.mean(1), r"returns float32 \[1\], wanted a 0-d tensor; take its mean"),
+        (lambda o, t: o.detach().sum(), "has no gradient"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_on_is_refused(loss: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        check_loss(loss, "own", "digits", A.clone().requires_grad_(), B)
+
+
+def test_a_loss_that_can_is_not() -> None:
+    check_loss(resolve_loss("mse"), "mse", "digits", A.clone().requires_grad_(), B)
