@@ -1,15 +1,17 @@
 """The command line. Heavy imports happen inside the commands, so that --help is quick.
 
 Exit codes: 0 fine; 1 internal error; 2 bad input; 3 the gate or a verification failed; 4 a runtime is not
-installed; 130 interrupted.
+installed; 130 interrupted (by Ctrl-C or SIGTERM; what a run has done is kept for --resume).
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -40,6 +42,9 @@ def run(
     ] = None,
     settings: SetOption = [],  # noqa: B006  typer copies it
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output directory.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the output directory where it was stopped.")
+    ] = False,
 ) -> None:
     """The whole pipeline: train, quantize, lower, verify, measure, decide."""
     from rich.console import Console
@@ -54,7 +59,10 @@ def run(
     from edgeqat import pipeline
     from edgeqat.reporting.summary import print_summary
 
-    report = pipeline.run(loaded, folder, overwrite, monitor)
+    try:
+        report = pipeline.run(loaded, folder, overwrite, monitor, resume)
+    except KeyboardInterrupt:
+        _interrupted(f"the run in {folder} is incomplete; the same command with --resume continues it")
     # A table is read whole, so a pipe gets full lines too.
     print_summary(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
     print(f"report: {folder / 'report.html'}")
@@ -221,6 +229,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         # Outside standalone mode typer.Exit comes back as its code instead of being raised, and so does Ctrl-C.
         code = app(prog_name="edgeqat", standalone_mode=False) or 0
@@ -251,6 +260,11 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _interrupted() -> None:
-    print("interrupted; the run is incomplete: start it again with --overwrite", file=sys.stderr)
+def _stop(_: int, __: FrameType | None) -> None:
+    """SIGTERM is what Ctrl-C is: files half written are removed, and the user told how to go on."""
+    raise KeyboardInterrupt
+
+
+def _interrupted(advice: str | None = None) -> NoReturn:
+    print("interrupted" if advice is None else f"interrupted: {advice}", file=sys.stderr)
     sys.exit(130)
