@@ -109,7 +109,7 @@ def test_the_file_runs_in_a_fresh_process_that_knows_no_edgeqat(artifact: eq.Art
 def test_shipped_script_needs_torch_alone(artifact: eq.Artifact, tmp_path: Path) -> None:
     ended = run_python(RUN_SHIPPED, artifact.folder / "verify.py", cwd=tmp_path)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith("verified: 100.00% of outputs bit-identical to x86 on 16 samples")
+    assert ended.out.startswith(f"verified: 100.00% of outputs bit-identical to {artifact.engine} on 16 samples")
 
 
 @EXACT

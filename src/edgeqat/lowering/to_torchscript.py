@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PlanError
+from edgeqat.lowering.engine import fastest_engine
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.program import (
     BATCH_DIM,
@@ -38,7 +39,7 @@ from edgeqat.program import (
     SliceAttrs,
     ViewAttrs,
 )
-from edgeqat.replay import EXACT_ENGINES, default_engine, on_engine, tensor_kinds
+from edgeqat.replay import EXACT_ENGINES, on_engine, tensor_kinds
 from edgeqat.target_rules import TARGETS
 
 __all__ = ["spell"]
@@ -56,14 +57,13 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
 
     Args:
         program: The program.
-        engine: What it is to run on; None: the fastest engine whose arithmetic is known exactly on this machine, in
-            a file that is exact with every such engine.
+        engine: What it is to run on; None: see `fastest_engine`, in a file that is exact with every engine.
 
     Raises:
         PlanError: The program was planned without torchscript, so that torch's kernels cannot compute it.
     """
     exact = EXACT_ENGINES if engine is None else tuple(e for e in EXACT_ENGINES if e == engine)
-    chosen = default_engine() if engine is None else engine
+    chosen = fastest_engine(program) if engine is None else engine
     quantized = any(value.grid is not None for value in program.values.values())
     if quantized:
         _check_planned(program, "torchscript" if engine is None else f"torchscript/{engine}")

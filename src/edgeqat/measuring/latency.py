@@ -1,10 +1,13 @@
 """Latency: every artifact's calls interleaved in one run, so that what disturbs one disturbs all.
 
-The threads of the runtime are pinned to what is asked for. Raw samples are kept.
+The threads of the runtime are pinned to what is asked for. Raw samples are kept. Before each timed call the same
+artifact is called untimed: else whoever comes after a large model in turn pays for the caches that it filled, which
+made the same file 1.2 times slower or faster by its place in the row.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +47,7 @@ class Latency:
 def measure_latency(
     artifacts: Mapping[str, Artifact], inputs: Mapping[str, Sequence[Tensor]], threads: int
 ) -> dict[str, Latency]:
-    """Times artifacts call by call in turn.
+    """Times artifacts call by call in turn, in an order drawn anew each round.
 
     Args:
         artifacts: By any name.
@@ -59,9 +62,13 @@ def measure_latency(
             for _ in range(WARM_UP_CALLS):
                 session.run_raw(feeds[name])
     rounds, deadline = 0, time.perf_counter() + BUDGET_S * len(sessions)
+    order, drawn = list(sessions), random.Random(0)
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < deadline):
-        for name, session in sessions.items():
+        drawn.shuffle(order)
+        for name in order:
+            session = sessions[name]
             with session.active():
+                session.run_raw(feeds[name])
                 started = time.perf_counter_ns()
                 session.run_raw(feeds[name])
                 samples[name].append((time.perf_counter_ns() - started) / 1e6)
