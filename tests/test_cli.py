@@ -244,16 +244,21 @@ def test_directory_with_foreign_files_is_never_touched(
 
 
 @pytest.mark.parametrize(
-    ("files", "state"),
-    [(["recipe.yaml", "report.json"], "a finished run"), (["recipe.yaml"], "an unfinished run")],
+    ("files", "state", "ways"),
+    [
+        (["recipe.yaml", "report.json"], "a finished run", "pass --overwrite to replace it"),
+        (["recipe.yaml"], "an unfinished run", "pass --resume to continue it, --overwrite to replace it"),
+    ],
     ids=["finished", "unfinished"],
 )
-def test_directory_that_holds_another_run(command: CommandLine, tmp_path: Path, files: list[str], state: str) -> None:
+def test_directory_that_holds_another_run(
+    command: CommandLine, tmp_path: Path, files: list[str], state: str, ways: str
+) -> None:
     for name in files:
         (tmp_path / name).write_text("old")
     before = digests(tmp_path)
     found = command("run", "digits-edge", "-o", tmp_path).refusal(2)
-    assert found == f"error: {tmp_path} holds {state}; pass --overwrite to replace it, or choose another directory"
+    assert found == f"error: {tmp_path} holds {state}; {ways}, or choose another directory"
     assert digests(tmp_path) == before
     # Bad input leaves the old run alone, --overwrite or not.
     bad = command("run", "digits-edge", "-o", tmp_path, "--overwrite", "--set=task.metric=f1")
@@ -322,31 +327,48 @@ def test_failed_gate_is_exit_3_and_the_report_says_why(command: CommandLine, tmp
     assert json.loads((out / "report.json").read_text())["gate"] == {"passed": True, "checks": []}
 
 
-def test_interrupted_run_is_exit_130_and_says_how_to_go_on(command: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+    command: CommandLine, tmp_path: Path, how: signal.Signals
+) -> None:
     out = tmp_path / "out"
+    arguments = ["run", "digits-edge", *TINY, "--set=train.float_epochs=4", "-o", str(out)]
     # A parent that ignores the signal, as shells do for jobs in the background, hands that on.
     code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
-    arguments = ["run", "digits-edge", *TINY, "--set=train.float_epochs=100000", "-o", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True
     )
     try:
         assert process.stderr is not None
         for line in process.stderr:
             if "epoch 1/" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         shown, told = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     assert shown == ""
     assert "Traceback" not in told
-    assert told.splitlines()[-1] == "interrupted; the run is incomplete: start it again with --overwrite"
+    if how is not signal.SIGKILL:
+        advice = f"the run in {out} is incomplete; the same command with --resume continues it"
+        assert told.splitlines()[-1] == f"interrupted: {advice}"
     assert (out / "recipe.yaml").exists()
     assert not (out / "report.json").exists()
-    assert "holds an unfinished run; pass --overwrite" in command("run", "digits-edge", "-o", out).refusal(2)
+
+    before = digests(out)
+    refusal = command(*arguments).refusal(2)
+    assert "holds an unfinished run; pass --resume to continue it, --overwrite to replace it" in refusal
+    assert "wanted one of them" in command(*arguments, "--resume", "--overwrite").refusal(2)
+    other = command(*arguments, "--resume", "--set=train.seed=1").refusal(2)
+    assert "holds a run of another recipe: train.seed is 0 there, 1 here" in other
+    assert digests(out) == before
+
+    ended = command(*arguments, "--resume")
+    assert ended.code == 0, ended
+    assert "resumed after epoch " in ended.err
+    finished = digests(out)
+    again = command(*arguments, "--resume")  # a script that always says --resume
+    assert again.code == 0
+    assert f"the run in {out} is finished" in again.err
+    assert (again.out, digests(out)) == (ended.out, finished)

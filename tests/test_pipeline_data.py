@@ -144,6 +144,27 @@ def test_a_flat_folder_of_images_without_labels(command: CommandLine, photos: Pa
 
 
 @EXACT_ARITHMETIC
+def test_the_bundled_recipe_for_own_images_runs_as_it_stands(
+    command: CommandLine, photos: Path, tmp_path: Path
+) -> None:
+    """In a directory with a folder `images`; 128 of them calibrate."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(140):
+        Image.open(photos / f"{index % 40}.png").rotate(index).save(images / f"{index}.png")
+    ended = run_edgeqat("run", "folder-ptq", cwd=tmp_path)
+    assert ended.code == 0, ended
+    report = json.loads((tmp_path / "runs" / "folder-ptq" / "report.json").read_text())
+    assert [(row["variant"], row["runtime"]) for row in report["results"]] == [
+        (variant, runtime) for variant in ("float", "ptq") for runtime in ("simulation", "onnxruntime", "torchscript")
+    ]
+    for row in report["results"]:
+        assert (row["metric"]["name"], row["metric"]["n"]) == ("agreement", 12)
+        if row["variant"] == "ptq" and row["runtime"] != "simulation":
+            assert row["parity"]["bit_identical"] == 1.0
+
+
+@EXACT_ARITHMETIC
 def test_the_agreement_of_an_artifact_is_that_of_its_own_outputs(code: Path, tmp_path: Path) -> None:
     """Counted here from the outputs of both artifacts, for which no label is known."""
     report = run_with(code, tmp_path / "run", "unlabelled", "vectors", *PTQ)

@@ -104,10 +104,10 @@ def fit(
         found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
         epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
         history.append(epoch)
-        if on_epoch is not None:
-            on_epoch(epoch)
         if on_checkpoint is not None:
             on_checkpoint(capture_state(model, optim, settings, history))
+        if on_epoch is not None:  # an epoch that was told of is kept
+            on_epoch(epoch)
     model.eval()
     return History(tuple(history))
 
