@@ -35,7 +35,14 @@ def refusal(folder: Path, text: str, *settings: str) -> str:
 
 
 def test_bundled_recipes_are_these_and_describe_themselves() -> None:
-    assert BUNDLED == ["cifar10-edge", "cifar10-mobilenetv2", "cifar10-resnet20", "cifar10-resnet8", "digits-edge"]
+    assert BUNDLED == [
+        "cifar10-edge",
+        "cifar10-mobilenetv2",
+        "cifar10-resnet20",
+        "cifar10-resnet8",
+        "digits-edge",
+        "folder-ptq",
+    ]
     for description in bundled_recipes().values():
         assert len(description) > 20
         assert not description.startswith("#")
