@@ -242,6 +242,9 @@ def main() -> None:
         _interrupted()
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:  # of a path that was given: where it is ours, it is an OutputError or the like
+        place = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{place}{error.strerror or error}; check that it exists, and its permissions", 2)
     except UsageError as error:
         _misused(error)
 

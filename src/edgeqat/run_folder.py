@@ -94,12 +94,13 @@ def claimed(folder: Path, overwrite: bool = False, resume: bool = False) -> Iter
 
 
 def _state_of(folder: Path) -> FolderState:
-    if not folder.exists():
-        return FolderState.FREE
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file, wanted a directory for the run")
     try:
         entries = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return FolderState.FREE
+    except NotADirectoryError as error:
+        file = next(place for place in (folder, *folder.parents) if place.exists())
+        raise OutputError(f"{file} is a file, wanted a directory for the run") from error
     except OSError as error:
         raise OutputError(f"cannot read the directory {folder}: {error.strerror}; choose another place") from error
     if not entries:
