@@ -277,7 +277,7 @@ def test_output_that_is_a_file(command: CommandLine, tmp_path: Path) -> None:
 def test_output_below_a_file(command: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     found = command("run", "digits-edge", *TINY, "-o", tmp_path / "file" / "out").refusal(2)
-    assert f"cannot make the directory {tmp_path / 'file' / 'out'}: Not a directory" in found
+    assert found == f"error: {tmp_path / 'file'} is a file, wanted a directory for the run"
     assert (tmp_path / "file").read_text() == "mine"
 
 
