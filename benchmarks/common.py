@@ -42,7 +42,6 @@ def open_run(folder: Path) -> OpenedRun:
     example, _ = next(iter(Batches(data.calibration, batch_size=2, mean=data.mean, std=data.std)))
     sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
     sim.load_state_dict(safetensors.torch.load_file(folder / "checkpoints" / "qat.safetensors"))
-    sim.set_phase("quantized")
     places = sorted((folder / "artifacts" / "qat").iterdir())
     return OpenedRun(folder, recipe, data, sim, {place.name: eq.load_artifact(place) for place in places})
 

@@ -21,6 +21,7 @@ __all__ = [
     "float_bias",
     "quantize",
     "quantize_bias",
+    "scale_for_bias",
     "symmetric_scale",
 ]
 
@@ -129,6 +130,16 @@ def quantize_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Te
         Integers in a float64 [C] tensor.
     """
     return torch.round(bias.double() / (input_scale.double() * weight_scale.double()))
+
+
+def scale_for_bias(bias: Tensor, input_scale: Tensor) -> Tensor:
+    """The smallest weight scale at which `bias` fits int32 with a bit to spare; float32 [C].
+
+    Args:
+        bias: float32 [C].
+        input_scale: float32, 0-d.
+    """
+    return (bias.double().abs() / (input_scale.double() * BIAS_LIMIT)).to(torch.float32)
 
 
 def float_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ from edgeqat.program import (
     QuantizedProgram,
     Value,
     ViewAttrs,
-    hash_plan,
 )
+from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
 from edgeqat.signature import Batch
 from edgeqat.target_rules import Target, resolve_targets

@@ -7,12 +7,10 @@ value names. QDQ nodes are one spelling of it, never a source of numbers.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,7 +38,6 @@ __all__ = [
     "SliceAttrs",
     "Value",
     "ViewAttrs",
-    "hash_plan",
 ]
 
 BATCH_DIM = "batch"
@@ -311,6 +308,7 @@ class QuantizedProgram:
         outputs: Names of the float output values, in the order of the flattened output.
         signature: How the user's model is called.
         plan_hash: Equal for two programs of the same plan; origins are left out of it.
+        grid_hash: Equal for two programs whose grids are the same, to the bit; "" in a plan.
     """
 
     ops: tuple[Op, ...]
@@ -320,6 +318,7 @@ class QuantizedProgram:
     outputs: tuple[str, ...]
     signature: Signature
     plan_hash: str
+    grid_hash: str = ""
 
     def grid_of(self, name: str) -> Grid:
         """The grid of a value that has one.
@@ -339,53 +338,3 @@ class QuantizedProgram:
     def float_origins(self) -> list[Origin]:
         """What stays in float, each with its reason."""
         return [origin for op in self.ops if op.kind is Kind.FLOAT for origin in op.origins]
-
-
-def hash_plan(
-    ops: Sequence[Op],
-    values: Mapping[str, Value],
-    consts: Mapping[str, Const],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> str:
-    """sha256 of a plan's meaning: names are replaced by their order, origins and numbers are left out."""
-    order: dict[str, int] = {}
-    for name in [*inputs, *(name for op in ops for name in op.outputs)]:
-        order.setdefault(name, len(order))
-    grids: dict[int, int] = {}
-
-    def grid(item: Grid | None) -> list[int | None] | None:
-        if item is None:
-            return None
-        return [grids.setdefault(id(item), len(grids)), item.qmin, item.qmax, item.axis]
-
-    text = json.dumps(
-        {
-            "inputs": [order[name] for name in inputs],
-            "outputs": [order[name] for name in outputs],
-            "values": [[list(values[n].shape), grid(values[n].grid)] for n in order],
-            "ops": [
-                [
-                    op.kind.value,
-                    [order[n] for n in op.inputs],
-                    [order[n] for n in op.outputs],
-                    [type(op.attrs).__name__, asdict(op.attrs)],
-                    None if op.weight is None else [op.weight, grid(consts[op.weight].grid)],
-                    None if op.body is None else _canonical_code(op.body),
-                ]
-                for op in ops
-            ],
-        }
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _canonical_code(body: GraphModule) -> list[Any]:
-    """A float island as data: its nodes in order, numbered instead of named."""
-    order = {node: i for i, node in enumerate(body.graph.nodes)}
-    rows: list[Any] = []
-    for node in body.graph.nodes:
-        target = node.target if isinstance(node.target, str) else str(node.target)
-        args = torch.fx.map_arg((node.args, node.kwargs), lambda n: f"%{order[n]}")
-        rows.append([node.op, "" if node.op == "placeholder" else target, repr(args)])
-    return rows

@@ -28,7 +28,7 @@ class ActivationConfig:
     Attributes:
         bits: Integers 0 .. 2**bits - 1.
         observer: How calibration picks the range: "minmax", "moving_average" or "histogram".
-        learned: Whether training moves the range (not available yet).
+        learned: Whether training moves the range (LSQ, LSQ+), from where calibration put it.
     """
 
     bits: int = 8
@@ -47,7 +47,7 @@ class WeightConfig:
         bits: Integers +-(2**(bits-1) - 1).
         per_channel: One scale per output channel, or one for the tensor.
         observer: "minmax": the largest |w|, taken afresh in every step, so that no weight is ever clipped.
-        learned: Whether training moves the scale (not available yet).
+        learned: Whether training moves the scale (LSQ), from where calibration put it.
     """
 
     bits: int = 8
@@ -65,8 +65,6 @@ def _check(config: ActivationConfig | WeightConfig, observers: Sequence[str]) ->
         raise PlanError(f"{kind}: found bits={config.bits}, wanted 2 to 8")
     if config.observer not in observers:
         raise PlanError(f"{kind}: found observer {config.observer!r}, wanted one of {', '.join(observers)}")
-    if config.learned:
-        raise PlanError(f"{kind}: learned ranges are not available yet; use learned: false")
 
 
 @dataclass(frozen=True)

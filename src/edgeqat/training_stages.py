@@ -54,9 +54,7 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
     variants = [_float_variant(work, "float", model)]
 
     ptq = _prepared(work, model)
-    if _done(work, store, "ptq", ptq):
-        ptq.set_phase("quantized")
-    else:
+    if not _done(work, store, "ptq", ptq):
         work.monitor.stage("quantize after training (ptq)")
         calibrate(ptq, work.batches(work.data.calibration).inputs())
         store.save_final("ptq", ptq, 0)
@@ -72,9 +70,7 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
     variants.append(_float_variant(work, "float_finetuned", twin))
 
     qat = _prepared(work, model)
-    if _done(work, store, "qat", qat):
-        qat.set_phase("quantized")
-    else:
+    if not _done(work, store, "qat", qat):
         work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
         # A checkpoint brings its own grids; calibrating again costs little and needs no second way in.
         calibrate(qat, work.batches(work.data.calibration).inputs())

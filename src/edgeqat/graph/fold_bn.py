@@ -17,7 +17,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeqat.graph.capture import owner_of
 from edgeqat.graph.fuse import Region
 
-__all__ = ["fold_region", "folded_parameters"]
+__all__ = ["fold_region", "folded_bias", "folded_parameters", "gain_of"]
+
+
+def gain_of(norm: _BatchNorm) -> Tensor:
+    """gamma / sqrt(var + eps), float64 [C]."""
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+    return gain if norm.weight is None else gain * norm.weight.detach().double()
+
+
+def folded_bias(bias: Tensor | None, norm: _BatchNorm) -> Tensor:
+    """b' in float64 [C]; the formula stands at the top of this file."""
+    assert norm.running_mean is not None
+    mean = norm.running_mean.detach().double()
+    shift = (-mean if bias is None else bias.detach().double() - mean) * gain_of(norm)
+    return shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -28,18 +43,8 @@ def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> 
         bias: [C_out], None for zeros.
         norm: Batch norm over C_out with running statistics.
     """
-    assert norm.running_mean is not None and norm.running_var is not None
-    with torch.no_grad():
-        mean, var = norm.running_mean.double(), norm.running_var.double()
-        gain = torch.rsqrt(var + norm.eps)
-        if norm.weight is not None:
-            gain = gain * norm.weight.double()
-        offset = -mean if bias is None else bias.double() - mean
-        shift = offset * gain
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-        scaled = weight.double() * gain.reshape(-1, *[1] * (weight.dim() - 1))
-        return scaled.to(weight.dtype), shift.to(weight.dtype)
+    gain = gain_of(norm).reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight.detach().double() * gain).to(weight.dtype), folded_bias(bias, norm).to(weight.dtype)
 
 
 def fold_region(root: nn.Module, region: Region, captured: nn.Module) -> str | None:

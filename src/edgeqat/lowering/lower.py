@@ -92,6 +92,7 @@ def _manifest(
         "engine": spelling.engine,
         "model": spelling.file_name,
         "plan_hash": program.plan_hash,
+        "grid_hash": program.grid_hash,
         "arithmetics": list(spelling.arithmetics),
         "versions": {name: versions[name] for name in VERSIONS_KEPT if name in versions},
         "files": {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files},

@@ -9,16 +9,22 @@ from typing import Any
 
 from torch import fx, nn
 
+from edgeqat.errors import PlanError
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.planning import Plan, plan_graph
 from edgeqat.program import PASSTHROUGH, Kind, Op
 from edgeqat.signature import Batch
-from edgeqat.simulate.fake_quant import ActivationQuantizer, BiasQuantizer, Quantizer, SharedGrid, WeightQuantizer
-from edgeqat.simulate.model import SimulatedModel, key_of
+from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, SharedGrid
+from edgeqat.simulate.model import SimulatedModel
+from edgeqat.simulate.op_parameters import OpParameters
+from edgeqat.simulate.parameter_quantizers import BiasQuantizer, WeightQuantizer
+from edgeqat.simulate.quantizers import key_of
 
-__all__ = ["prepare", "simulate"]
+__all__ = ["BATCH_NORM_MODES", "prepare", "simulate"]
+
+BATCH_NORM_MODES = ("fold", "live")
 
 
 def prepare(
@@ -27,6 +33,8 @@ def prepare(
     target: str | Sequence[str] = "onnxruntime",
     qconfig_mapping: Any = None,
     fusions: Sequence[Sequence[str]] = (),
+    *,
+    batch_norm: str = "fold",
 ) -> SimulatedModel:
     """Captures, fuses and plans `model`, and builds its simulation; the model itself is left as it was.
 
@@ -36,6 +44,8 @@ def prepare(
         target: The runtime, or several that one plan must satisfy.
         qconfig_mapping: QConfigMapping or QConfig, ours or torch.ao's; None for the target's default.
         fusions: Lists of module names that must become one region.
+        batch_norm: "fold": each batch norm is folded into the weights before it now, and is gone. "live": it stays
+            and is trained, behind the quantized raw weights; `convert` folds it into their scales per channel.
 
     Returns:
         The simulation, in phase "float": calibrate it next.
@@ -45,13 +55,19 @@ def prepare(
         PlanError: The settings cannot be satisfied.
     """
     fused = fuse(capture(model, example_inputs), fusions)
-    sim = simulate(fused, plan_graph(fused, qconfig_mapping, target))
+    sim = simulate(fused, plan_graph(fused, qconfig_mapping, target), batch_norm)
     return sim.train(model.training)
 
 
-def simulate(fused: FusedGraph, plan: Plan) -> SimulatedModel:
-    """The trainable simulation of a plan; batch norms are folded into the weights first."""
-    return _Builder(fused, plan).build()
+def simulate(fused: FusedGraph, plan: Plan, batch_norm: str = "fold") -> SimulatedModel:
+    """The trainable simulation of a plan, with its batch norms folded or live.
+
+    Raises:
+        PlanError: `batch_norm` is unknown, or a live one stands behind weights with one scale for all channels.
+    """
+    if batch_norm not in BATCH_NORM_MODES:
+        raise PlanError(f"found batch_norm {batch_norm!r}, wanted one of {', '.join(BATCH_NORM_MODES)}")
+    return _Builder(fused, plan, live=batch_norm == "live").build()
 
 
 class _Builder:
@@ -61,14 +77,14 @@ class _Builder:
     for each captured node.
     """
 
-    def __init__(self, fused: FusedGraph, plan: Plan) -> None:
-        self.fused, self.plan = fused, plan
+    def __init__(self, fused: FusedGraph, plan: Plan, live: bool) -> None:
+        self.fused, self.plan, self.live = fused, plan, live
         self.root = copy.deepcopy(fused.captured.root)
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
         self.twins: dict[tuple[str, fx.Node], fx.Node] = {}
         self.quantizers: dict[str, Quantizer] = {}
-        self.biases: dict[str, str] = {}
+        self.parameters: dict[str, OpParameters] = {}
         integer = (op for op in plan.program.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT))
         self.quantized_here = {op.name for op in plan.program.ops if op.kind is Kind.QUANTIZE}
         self.ops: dict[str, Op] = {op.name: op for op in integer}
@@ -85,7 +101,7 @@ class _Builder:
                 output = tuple(self._read(n) for n in node.args[0])
         assert output is not None
         self.graph.output(output)
-        return SimulatedModel(self.fused, self.plan, self.root, self.graph, self.quantizers, self.biases)
+        return SimulatedModel(self.fused, self.plan, self.root, self.graph, self.quantizers, self.parameters)
 
     def _region(self, region: Region) -> None:
         # A mean without keepdim became a pool and a view; the pool is what reads the region's input.
@@ -115,34 +131,45 @@ class _Builder:
         self.made[region.outputs[0]] = result
 
     def _weighted(self, region: Region, op: Op) -> fx.Node:
-        """A conv or linear over quantized input, weight and bias."""
+        """A conv or linear over quantized input, weight and bias; behind it its batch norm, if that is live."""
         assert region.form is not None and op.weight is not None
         x = self._input(op.inputs[0], region.form.inputs[0])
-        bias_name = fold_region(self.root, region, self.fused.captured.root)
-        weight = self.graph.get_attr(op.weight)
-        if op.weight not in self.quantizers:
-            parameter = self.root.get_parameter(op.weight)
-            self.quantizers[op.weight] = WeightQuantizer(
-                op.weight, self.plan.program.consts[op.weight].grid, parameter
+        norm = str(region.batch_norm.target) if self.live and region.batch_norm is not None else None
+        bias_name = region.form.bias if norm else fold_region(self.root, region, self.fused.captured.root)
+        self.parameters[op.name] = OpParameters(op.weight, bias_name, norm)
+        quantizer = self._weight_quantizer(op.weight)
+        if norm is not None and quantizer.axis is None:
+            raise PlanError(
+                f"{op.name}: its batch norm is live, but its weight has one scale for all channels; use "
+                "per_channel: true, or batch_norm: fold"
             )
-        pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (weight,))
+        pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (self.graph.get_attr(op.weight),))
         quantized = self.graph.call_function(operator.getitem, (pair, 0))
         bias: fx.Node | None = None
         if bias_name is not None:
-            self.biases[op.name] = bias_name
-            name = f"{op.name}:bias"
-            self.quantizers[name] = BiasQuantizer(name)
-            scale = self.graph.call_function(operator.getitem, (pair, 1))
-            input_scale = self.graph.get_attr(f"quantizers.{key_of(self._grid_owner(op.inputs[0]))}.scale")
-            bias = self.graph.call_module(
-                f"quantizers.{key_of(name)}", (self.graph.get_attr(bias_name), input_scale, scale)
-            )
+            bias = self.graph.get_attr(bias_name)
+            if norm is None:  # else the bias that the runtime holds is known once the norm is folded
+                name = f"{op.name}:bias"
+                owner = self.quantizers[self._grid_owner(op.inputs[0])]
+                assert isinstance(owner, ActivationQuantizer)
+                self.quantizers[name] = BiasQuantizer(name, owner)
+                scale = self.graph.call_function(operator.getitem, (pair, 1))
+                bias = self.graph.call_module(f"quantizers.{key_of(name)}", (bias, scale))
         _, _, _, *rest = [*region.anchor.args, None][: max(3, len(region.anchor.args))]
         kwargs = {k: v for k, v in region.anchor.kwargs.items() if k not in ("input", "weight", "bias")}
         assert callable(region.anchor.target)
         made = self.graph.call_function(region.anchor.target, (x, quantized, bias, *rest), kwargs)
         made.meta = dict(region.anchor.meta)  # says which module it comes from
-        return made
+        return made if norm is None else self.graph.call_module(norm, (made,))
+
+    def _weight_quantizer(self, name: str) -> WeightQuantizer:
+        if name not in self.quantizers:
+            grid = self.plan.program.consts[name].grid
+            parameter = self.root.get_parameter(name)
+            self.quantizers[name] = WeightQuantizer(name, self.plan.weights[name], grid, parameter)
+        found = self.quantizers[name]
+        assert isinstance(found, WeightQuantizer)
+        return found
 
     def _grid_owner(self, value: str) -> str:
         grid = self.plan.program.grid_of(value)

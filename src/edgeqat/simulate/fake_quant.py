@@ -1,4 +1,4 @@
-"""The quantizers of a simulation: one module for every grid, weight and bias.
+"""The quantizers of a simulation's values: one module for every grid.
 
 Each is in one mode: "float" (does nothing but the activation it stands for), "observe" (the same, and looks),
 "quantize". The mode is plain Python, so that no step asks the device for it.
@@ -16,16 +16,25 @@ from torch import Tensor, nn
 
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PhaseError
-from edgeqat.program import Grid
 from edgeqat.qconfig import ActivationConfig
-from edgeqat.simulate.gradients import ClampBounds, quantize_activation, quantize_bias, quantize_parameter
+from edgeqat.simulate.gradients import (
+    ClampBounds,
+    Integers,
+    learned_fake_quantize,
+    learned_parameter,
+    lsq_factor,
+    offset_zero_point,
+    quantize_activation,
+)
 from edgeqat.simulate.observers import Observer, make_observer, observed_range
 
-__all__ = ["ActivationQuantizer", "BiasQuantizer", "Quantizer", "SharedGrid", "WeightQuantizer"]
+__all__ = ["ActivationQuantizer", "Quantizer", "SharedGrid", "largest_scale"]
+
+RELU6_TOP = 6.0
 
 
 class Quantizer(nn.Module):
-    """What the three have in common: a name and a mode."""
+    """What all quantizers have in common: a name and a mode."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -33,31 +42,49 @@ class Quantizer(nn.Module):
         self.mode = "float"
 
 
+def largest_scale(activation: str | None, qmax: int) -> float:
+    """The largest scale a learned grid may have: the top of a ReLU6's grid is the clamp at 6."""
+    if activation != "relu6":
+        return math.inf
+    return float(affine.activation_qparams(0.0, RELU6_TOP, 0, qmax)[0])
+
+
 class ActivationQuantizer(Quantizer):
     """Puts a value on its per-tensor grid; the grid's clamp is the activation function.
 
     Attributes:
-        scale: float32, 0-d; NaN until calibrated.
-        zero_point: int32, 0-d.
+        scale: float32, 0-d, NaN until calibrated; a parameter where the range is learned, else a buffer.
+        zero_point: int32 buffer, 0-d, where the range is frozen.
+        offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and no activation
+            function fixes its lower end.
     """
 
     scale: Tensor
-    zero_point: Tensor
+    offset: nn.Parameter | None
+    _limits: Tensor
+    _anywhere: Tensor
 
     def __init__(self, name: str, config: ActivationConfig, activation: str | None) -> None:
         super().__init__(name)
         self.qmin, self.qmax = 0, 2**config.bits - 1
         self.config = config
         self.activation = activation
-        self.register_buffer("scale", torch.tensor(math.nan))
-        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        if config.learned:
+            self.scale = nn.Parameter(torch.tensor(math.nan))
+            self.register_parameter("offset", None if activation else nn.Parameter(torch.tensor(math.nan)))
+            limits = torch.tensor([affine.SCALE_FLOOR, largest_scale(activation, self.qmax)])
+            self.register_buffer("_limits", limits, persistent=False)
+            self.register_buffer("_anywhere", torch.tensor([-math.inf, math.inf]), persistent=False)
+        else:
+            self.register_buffer("scale", torch.tensor(math.nan))
+            self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
         self.observer: Observer | None = None
         self._bounds: ClampBounds | None = None
 
     @property
     def calibrated(self) -> bool:
         """Whether it has a grid."""
-        return bool(torch.isfinite(self.scale))
+        return bool(torch.isfinite(self.scale.detach()))
 
     def start_observing(self) -> None:
         """Begins calibration with a fresh observer."""
@@ -76,18 +103,34 @@ class ActivationQuantizer(Quantizer):
         if self.activation is not None:
             low = 0.0  # the clamp at zero is the ReLU, so the grid starts there
         if self.activation == "relu6":
-            high = min(high, 6.0)
+            high = min(high, RELU6_TOP)
         self.set_grid(*affine.activation_qparams(low, high, self.qmin, self.qmax))
         self.observer = None
 
     def set_grid(self, scale: Tensor, zero_point: Tensor) -> None:
         """Gives it a grid: float32 scale and int32 zero_point, both 0-d."""
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            if not self.config.learned:
+                self.get_buffer("zero_point").copy_(zero_point)
+            elif self.offset is not None:
+                self.offset.copy_(-zero_point * scale)
         self._bounds = None
 
+    def scale_now(self) -> Tensor:
+        """The scale in use: float32, 0-d, without gradient."""
+        return self.scale.detach().clamp(self._limits[0], self._limits[1]) if self.config.learned else self.scale
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) in use: float32 and int32, 0-d, without gradient."""
+        scale = self.scale_now()
+        if not self.config.learned:
+            return scale, self.get_buffer("zero_point")
+        with torch.no_grad():
+            return scale, offset_zero_point(scale, self.offset, Integers(self.qmin, self.qmax))
+
     def bounds(self) -> ClampBounds:
-        """Its grid as Python numbers.
+        """A frozen grid as Python numbers.
 
         Raises:
             PhaseError: It has none yet.
@@ -95,15 +138,28 @@ class ActivationQuantizer(Quantizer):
         if self._bounds is None:
             if not self.calibrated:
                 raise PhaseError(f"{self.name} has no grid yet; call calibrate first")
+            scale, zero_point = self.grid()
             self._bounds = ClampBounds.of(
-                float(self.scale), int(self.zero_point), self.qmin, self.qmax, self.activation is not None
+                float(scale), int(zero_point), self.qmin, self.qmax, self.activation is not None
             )
         return self._bounds
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """x on the grid, in x's dtype."""
+        if not self.config.learned:
+            return quantize_activation(x, self.bounds())
+        integers = Integers(self.qmin, self.qmax)
+        factor = lsq_factor(max(x[0].numel(), 1), integers)
+        scale = learned_parameter(self.scale, self._limits[0], self._limits[1], factor)
+        if self.offset is None:
+            return learned_fake_quantize(x, scale, integers)
+        offset = learned_parameter(self.offset, self._anywhere[0], self._anywhere[1], factor)
+        return learned_fake_quantize(x, scale, integers, offset)
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid (mode "quantize"), else x behind the activation function."""
         if self.mode == "quantize":
-            return quantize_activation(x, self.bounds())
+            return self.quantize(x)
         x = _activate(x, self.activation)
         if self.mode == "observe" and self.observer is not None:
             self.observer(x.detach())
@@ -115,9 +171,11 @@ class ActivationQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         """Its grid, or its observer while it has none."""
-        grid = f"scale={float(self.scale):.4g}, zero_point={int(self.zero_point)}" if self.calibrated else "no grid"
+        scale, zero_point = self.grid()
+        grid = f"scale={float(scale):.4g}, zero_point={int(zero_point)}" if self.calibrated else "no grid"
+        kind = ", learned" if self.config.learned else ""
         activation = f", {self.activation}" if self.activation else ""
-        return f"{self.qmin}..{self.qmax}, {grid}, observer={self.config.observer}{activation}"
+        return f"{self.qmin}..{self.qmax}, {grid}{kind}, observer={self.config.observer}{activation}"
 
 
 class SharedGrid(Quantizer):
@@ -130,7 +188,7 @@ class SharedGrid(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the owner's grid (mode "quantize"), else x."""
-        return quantize_activation(x, self._owner[0].bounds()) if self.mode == "quantize" else x
+        return self._owner[0].quantize(x) if self.mode == "quantize" else x
 
 
 def _activate(x: Tensor, activation: str | None) -> Tensor:
@@ -139,54 +197,5 @@ def _activate(x: Tensor, activation: str | None) -> Tensor:
     if activation == "relu":
         return F.relu(x)
     if activation == "relu6":
-        return F.hardtanh(x, 0.0, 6.0)
+        return F.hardtanh(x, 0.0, RELU6_TOP)
     raise EdgeqatError(f"found the activation {activation!r}, wanted relu or relu6")
-
-
-class WeightQuantizer(Quantizer):
-    """Puts a weight on its symmetric grid. The scale follows the weight: its largest magnitude is never clipped.
-
-    Attributes:
-        min_scale: float32, [C] or 0-d: what calibration found the scale must not go below, so that biases fit
-            int32 even in channels whose weights are (almost) zero.
-    """
-
-    min_scale: Tensor
-
-    def __init__(self, name: str, grid: Grid, weight: Tensor) -> None:
-        super().__init__(name)
-        self.qmax, self.axis = grid.qmax, grid.axis
-        shape = () if grid.axis is None else (weight.shape[grid.axis],)
-        self.register_buffer("min_scale", torch.full(shape, affine.SCALE_FLOOR))
-
-    def scale_of(self, weight: Tensor) -> Tensor:
-        """The scale for the weights as they are: float32, [C] or 0-d."""
-        return affine.symmetric_scale(weight, self.qmax, self.axis, self.min_scale)
-
-    def reserve(self, weight: Tensor, bias: Tensor, input_scale: Tensor) -> None:
-        """Raises `min_scale` until `bias` fits int32 at input_scale * scale, with a bit to spare."""
-        needed = bias.detach().double().abs() / (input_scale.double() * affine.BIAS_LIMIT)
-        if self.axis is None:
-            needed = needed.amax()
-        self.min_scale.copy_(torch.maximum(self.min_scale, needed.to(torch.float32)))
-
-    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(weight on the grid, its scale), or (weight, None) in float."""
-        if self.mode != "quantize":
-            return weight, None
-        scale = self.scale_of(weight)
-        return quantize_parameter(weight, scale, -self.qmax, self.qmax, self.axis), scale
-
-    def extra_repr(self) -> str:
-        """Its integers and granularity."""
-        return f"-{self.qmax}..{self.qmax}, {'per-tensor' if self.axis is None else 'per-channel'}"
-
-
-class BiasQuantizer(Quantizer):
-    """Rounds a bias to int32 at input scale times weight scale, as every integer kernel needs it."""
-
-    def forward(self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor | None) -> Tensor:
-        """The bias as the runtime will hold it, or as it is in float."""
-        if self.mode != "quantize" or weight_scale is None:
-            return bias
-        return quantize_bias(bias, input_scale, weight_scale)

@@ -1,6 +1,6 @@
-"""Freezing, or convert: a simulation's grids, weights and biases become the integers of a QuantizedProgram.
+"""Freezing: a simulation's grids, weights and biases become the integers of a QuantizedProgram.
 
-Exact mode runs what this one function returns, so that what is evaluated is what is shipped.
+`convert` hands it out, and exact mode runs it, so that what is evaluated is what is shipped.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat import affine
 from edgeqat.errors import PhaseError, PlanError
+from edgeqat.graph.fold_bn import folded_bias, gain_of
 from edgeqat.planning import Plan
 from edgeqat.program import Const, Grid, Op, QuantizedProgram
-from edgeqat.simulate.fake_quant import ActivationQuantizer, WeightQuantizer
+from edgeqat.program_hash import hash_grids
+from edgeqat.simulate.fake_quant import ActivationQuantizer
+from edgeqat.simulate.op_parameters import OpParameters
+from edgeqat.simulate.parameter_quantizers import WeightQuantizer
+from edgeqat.simulate.phases import CONVERTED
 
-__all__ = ["Simulation", "convert"]
+__all__ = ["Simulation", "convert", "freeze"]
 
 
 class Simulation(Protocol):
     """What freezing needs of a SimulatedModel."""
 
     plan: Plan
-    biases: Mapping[str, str]
+    parameters_of: Mapping[str, OpParameters]
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """By the name of the first value on their grid."""
@@ -40,17 +46,41 @@ class Simulation(Protocol):
         """A parameter by its dotted name."""
         ...
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """A module by its dotted name."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Every parameter and buffer."""
         ...
 
+    def set_phase(self, phase: str) -> None:
+        """Switches the phase."""
+        ...
+
 
 def convert(sim: Simulation) -> QuantizedProgram:
+    """The quantized program of a calibrated simulation, on the CPU, with the hash of its grids.
+
+    The simulation computes the same afterwards, in phase "converted": it can be trained on and converted again, but
+    not calibrated again.
+
+    Raises:
+        PhaseError: A grid is missing: the simulation was not calibrated.
+        PlanError: A weight is not finite, or a bias does not fit int32 at its scale.
+    """
+    program = freeze(sim)
+    if sim.activation_quantizers():  # else nothing is quantized, whatever the phase
+        sim.set_phase(CONVERTED)
+    return program
+
+
+def freeze(sim: Simulation) -> QuantizedProgram:
     """The quantized program of a calibrated simulation, on the CPU; the simulation is left as it was.
 
     Raises:
         PhaseError: A grid is missing: the simulation was not calibrated.
-        PlanError: A bias does not fit int32 at its scale.
+        PlanError: A weight is not finite, or a bias does not fit int32 at its scale.
     """
     plan = sim.plan.program
     grids: dict[int, Grid] = {}
@@ -58,45 +88,88 @@ def convert(sim: Simulation) -> QuantizedProgram:
         if not quantizer.calibrated:
             raise PhaseError(f"{name} has no grid yet; call edgeqat.calibrate(sim, batches) before convert")
         empty = plan.grid_of(name)
-        grids[id(empty)] = replace(
-            empty,
-            scale=quantizer.scale.detach().cpu().clone(),
-            zero_point=quantizer.zero_point.detach().cpu().clone(),
-        )
+        scale, zero_point = (t.detach().cpu().clone() for t in quantizer.grid())
+        grids[id(empty)] = replace(empty, scale=scale, zero_point=zero_point)
     values = {
         name: value if value.grid is None else replace(value, grid=grids[id(value.grid)])
         for name, value in plan.values.items()
     }
-    consts = {name: _const(sim, const) for name, const in plan.consts.items()}
-    frozen = QuantizedProgram((), values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash)
-    ops = tuple(_op(sim, frozen, op) for op in plan.ops)
-    return replace(frozen, ops=ops)
+    consts: dict[str, Const] = {}
+    biases: dict[str, Tensor] = {}
+    for op in plan.ops:
+        if op.weight is None:
+            continue
+        parameters = sim.parameters_of[op.name]
+        input_grid = values[op.inputs[0]].grid
+        assert input_grid is not None
+        input_scale, _ = input_grid.filled()
+        bias = None if parameters.bias is None else sim.get_parameter(parameters.bias).detach().cpu()
+        if parameters.norm is None:
+            consts[op.weight] = _const(sim, plan.consts[op.weight])
+        else:
+            consts[op.weight], bias = _normed(sim, plan.consts[op.weight], parameters, bias, input_scale)
+        if bias is not None:
+            biases[op.name] = _bias(op, bias, input_scale, consts[op.weight])
+    ops = tuple(_filled(sim, op, biases) for op in plan.ops)
+    grid_hash = hash_grids(ops, values, consts)
+    return QuantizedProgram(ops, values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash, grid_hash)
 
 
 def _const(sim: Simulation, const: Const) -> Const:
-    weight = sim.get_parameter(const.source).detach().cpu()
-    quantizer = sim.weight_quantizers()[const.source]
-    if not bool(torch.isfinite(weight).all()):
-        raise PlanError(f"{const.source} holds NaN or infinite weights; training diverged, lower the learning rate")
-    scale = affine.symmetric_scale(weight, quantizer.qmax, quantizer.axis, quantizer.min_scale.cpu())
+    weight = _finite_weight(sim, const)
+    scale = sim.weight_quantizers()[const.source].scale_of(sim.get_parameter(const.source)).cpu()
     zero = torch.zeros_like(scale, dtype=torch.int32)
     data = affine.quantize(weight, scale, zero, const.grid.qmin, const.grid.qmax, const.grid.axis)
     return replace(const, data=data.to(torch.int8), grid=replace(const.grid, scale=scale, zero_point=zero))
 
 
-def _op(sim: Simulation, frozen: QuantizedProgram, op: Op) -> Op:
-    if op.body is not None:
-        return replace(op, body=_body(sim, op.body))
-    if op.weight is None or op.name not in sim.biases:
-        return op
-    bias = sim.get_parameter(sim.biases[op.name]).detach().cpu()
-    input_scale, _ = frozen.grid_of(op.inputs[0]).filled()
-    weight_scale, _ = frozen.consts[op.weight].grid.filled()
+def _normed(
+    sim: Simulation, const: Const, parameters: OpParameters, bias: Tensor | None, input_scale: Tensor
+) -> tuple[Const, Tensor]:
+    """Weight and bias of a conv or linear with a live batch norm folded into the scale of each channel.
+
+    The integers are those of the raw weight, negated where gamma is negative; only a channel whose gain is (almost)
+    zero gets others, on the smallest scale at which its bias still fits int32.
+    """
+    assert parameters.norm is not None
+    norm = sim.get_submodule(parameters.norm)
+    assert isinstance(norm, _BatchNorm)
+    raw = _const(sim, const)
+    assert raw.data is not None
+    raw_scale, zero = raw.grid.filled()
+    gain = gain_of(norm).cpu()
+    folded = folded_bias(None if bias is None else bias.to(gain_of(norm).device), norm).cpu().to(torch.float32)
+    floor = affine.scale_for_bias(folded, input_scale).clamp_min(affine.SCALE_FLOOR)
+    scale = torch.maximum((raw_scale.double() * gain.abs()).to(torch.float32), floor)
+    steps = gain * raw_scale.double() / scale.double()
+    data = torch.round(raw.data.double() * affine.broadcast(steps, raw.grid.axis, raw.data.dim()))
+    return replace(raw, data=data.to(torch.int8), grid=replace(raw.grid, scale=scale, zero_point=zero)), folded
+
+
+def _finite_weight(sim: Simulation, const: Const) -> Tensor:
+    weight = sim.get_parameter(const.source).detach().cpu()
+    if not bool(torch.isfinite(weight).all()):
+        raise PlanError(f"{const.source} holds NaN or infinite weights; training diverged, lower the learning rate")
+    return weight
+
+
+def _bias(op: Op, bias: Tensor, input_scale: Tensor, const: Const) -> Tensor:
+    """The int32 bias of an op."""
+    weight_scale, _ = const.grid.filled()
     integers = affine.quantize_bias(bias, input_scale, weight_scale)
     if not bool((integers.abs() < 2**31).all()):
         worst = float(bias.abs().max())
-        raise PlanError(f"{op.name}: its bias (up to {worst:.3g}) does not fit int32 at its scale; calibrate again")
-    return replace(op, bias=integers.to(torch.int32))
+        raise PlanError(
+            f"{op.name}: its bias (up to {worst:.3g}) does not fit int32 at its scale; call "
+            "sim.reserve_bias_ranges(), or calibrate again"
+        )
+    return integers.to(torch.int32)
+
+
+def _filled(sim: Simulation, op: Op, biases: Mapping[str, Tensor]) -> Op:
+    if op.body is not None:
+        return replace(op, body=_body(sim, op.body))
+    return replace(op, bias=biases[op.name]) if op.name in biases else op
 
 
 def _body(sim: Simulation, body: fx.GraphModule) -> fx.GraphModule:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.capture import innermost_module
@@ -17,25 +18,26 @@ from edgeqat.interpreter.run import Interpreter
 from edgeqat.planning import Plan
 from edgeqat.program import Kind
 from edgeqat.signature import call_of
-from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, WeightQuantizer
-from edgeqat.simulate.freeze import convert
+from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer
+from edgeqat.simulate.freeze import freeze
+from edgeqat.simulate.op_parameters import OpParameters
+from edgeqat.simulate.parameter_quantizers import WeightQuantizer
+from edgeqat.simulate.quantizers import Quantizers
 
 __all__ = ["SimulatedModel"]
-
-PHASES = ("float", "calibrating", "quantized")
 
 
 class SimulatedModel(nn.Module):
     """A model under simulated quantization, made by `prepare`.
 
-    An ordinary module: train it, copy it, save its state_dict. Parameters keep the names they had; a conv that
-    absorbed a batch norm has a bias beside its weight. It starts in phase "float"; `calibrate` moves it to
-    "quantized".
+    An ordinary module: train it, copy it, save its state_dict, which carries the phase too. Parameters keep the
+    names they had; a conv that absorbed a batch norm has a bias beside its weight. It starts in phase "float";
+    `calibrate` moves it to "quantized", `convert` to "converted" (see `edgeqat.simulate.phases`).
 
     Attributes:
         fused: The captured graph it simulates.
         plan: What was decided.
-        biases: Dotted name of each op's bias parameter, by op.
+        parameters_of: What each conv and linear computes with, by op.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class SimulatedModel(nn.Module):
         root: nn.Module,
         graph: fx.Graph,
         quantizers: Mapping[str, Quantizer],
-        biases: Mapping[str, str],
+        parameters: Mapping[str, OpParameters],
     ) -> None:
         super().__init__()
         for name, child in root.named_children():
@@ -55,53 +57,76 @@ class SimulatedModel(nn.Module):
         for name, buffer in root.named_buffers(recurse=False):
             persistent = name not in root._non_persistent_buffers_set
             self.register_buffer(self._free(name), buffer, persistent=persistent)
-        self.quantizers = nn.ModuleDict({key_of(name): q for name, q in quantizers.items()})
+        self.quantizers = Quantizers(quantizers)
         self.fused, self.plan = fused, plan
-        self.biases: Mapping[str, str] = dict(biases)
+        self.parameters_of: Mapping[str, OpParameters] = dict(parameters)
         # fx writes the forward function; it reads everything from the module that it is called with.
         self._run: Callable[..., tuple[Tensor, ...]] = type(fx.GraphModule(self, graph)).forward
         self._graph = graph
-        self._phase = "float"
+        self._norms_frozen = False
         self._exact: Interpreter | None = None
 
     def _free(self, name: str) -> str:
-        if name in ("quantizers", "fused", "plan", "biases") or hasattr(type(self), name):
+        if name in ("quantizers", "fused", "plan", "parameters_of") or hasattr(type(self), name):
             raise PlanError(f"the model's own {name!r} collides with a name edgeqat uses; rename it")
         return name
 
     @property
     def phase(self) -> str:
-        """ "float", "calibrating" or "quantized"."""
-        return self._phase
+        """ "float", "calibrating", "quantized" or "converted"."""
+        return self.quantizers.phase
 
     def set_phase(self, phase: str) -> None:
         """Switches what every quantizer does.
 
         Raises:
-            PhaseError: The phase is unknown, or "quantized" before calibration.
+            PhaseError: The phase is unknown or may not follow the present one, or "quantized" before calibration.
         """
-        if phase not in PHASES:
-            raise PhaseError(f"found the phase {phase!r}, wanted one of {', '.join(PHASES)}")
-        for quantizer in self.activation_quantizers().values():
-            if phase == "calibrating":
-                quantizer.start_observing()
-            elif phase == "quantized" and not quantizer.calibrated:
-                raise PhaseError(f"{quantizer.name} has no grid yet; call edgeqat.calibrate(sim, batches) first")
-        for module in self.quantizers.values():
-            assert isinstance(module, Quantizer)
-            if phase == "calibrating":
-                module.mode = "observe" if isinstance(module, ActivationQuantizer) else "float"
-            else:
-                module.mode = "quantize" if phase == "quantized" else "float"
-        self._phase = phase
+        self.quantizers.set_phase(phase)
+
+    def train(self, mode: bool = True) -> SimulatedModel:
+        """Switches between training and evaluation; live batch norms that were frozen stay in evaluation."""
+        super().train(mode)
+        if self._norms_frozen:
+            for norm in self.live_norms():
+                norm.eval()
+        return self
+
+    def live_norms(self) -> list[_BatchNorm]:
+        """The batch norms that are trained here and folded by convert."""
+        names = dict.fromkeys(p.norm for p in self.parameters_of.values() if p.norm is not None)
+        norms = [self.get_submodule(name) for name in names]
+        return [norm for norm in norms if isinstance(norm, _BatchNorm)]
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Live batch norms normalise by their running statistics from now on, which stay as they are.
+
+        Their gamma and beta are trained on. The effect is that of `eval()` on each, but it survives `train()`.
+        """
+        self._norms_frozen = frozen
+        self.train(self.training)
+
+    def range_parameters(self) -> list[nn.Parameter]:
+        """The learned scales and offsets."""
+        return list(self.quantizers.parameters())
+
+    @property
+    def ranges(self) -> str:
+        """ "learned" where training moves a range, else "frozen"."""
+        return "learned" if any(p.requires_grad for p in self.range_parameters()) else "frozen"
+
+    def freeze_ranges(self, frozen: bool = True) -> None:
+        """Stops, or starts again, the learning of learned ranges."""
+        for parameter in self.range_parameters():
+            parameter.requires_grad_(not frozen)
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """By the name of the first value on their grid."""
-        return {q.name: q for q in self.quantizers.values() if isinstance(q, ActivationQuantizer)}
+        return self.quantizers.activations()
 
     def weight_quantizers(self) -> dict[str, WeightQuantizer]:
         """By the name of the parameter."""
-        return {q.name: q for q in self.quantizers.values() if isinstance(q, WeightQuantizer)}
+        return self.quantizers.weights()
 
     def quantizer_of(self, value: str) -> ActivationQuantizer:
         """The quantizer whose grid a value is on, be it its own or one it shares."""
@@ -112,13 +137,13 @@ class SimulatedModel(nn.Module):
         raise PhaseError(f"no quantizer holds the grid of {value!r}")
 
     def reserve_bias_ranges(self) -> None:
-        """Keeps every bias inside int32, whatever the scales that calibration found."""
+        """Keeps every bias inside int32, whatever scales calibration and learning found."""
         weights = self.weight_quantizers()
         for op in self.plan.program.ops:
-            if op.weight is not None and op.name in self.biases:
-                scale = self.quantizer_of(op.inputs[0]).scale
-                weight = self.get_parameter(op.weight)
-                weights[op.weight].reserve(weight, self.get_parameter(self.biases[op.name]), scale)
+            own = self.parameters_of.get(op.name)
+            if own is not None and own.bias is not None and own.norm is None:
+                scale = self.quantizer_of(op.inputs[0]).scale_now()
+                weights[own.weight].reserve(self.get_parameter(own.bias), scale)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output; the differentiable dequantized simulation, except inside `exact`."""
@@ -157,7 +182,7 @@ class SimulatedModel(nn.Module):
         Raises:
             PhaseError: The simulation is not calibrated.
         """
-        interpreter = Interpreter(convert(self), resolve_arithmetic(arithmetic))
+        interpreter = Interpreter(freeze(self), resolve_arithmetic(arithmetic))
         previous, self._exact = self._exact, interpreter
         try:
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -176,8 +201,3 @@ class SimulatedModel(nn.Module):
         for origin in self.plan.program.float_origins():
             lines.append(f"  ({origin.describe()}): float, {origin.reason}")
         return "\n".join(lines)
-
-
-def key_of(name: str) -> str:
-    """A dotted name as a key of a ModuleDict, which takes no dots."""
-    return name.replace(".", "/")

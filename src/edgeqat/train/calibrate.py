@@ -30,7 +30,8 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
         DataError: There is no batch, or a batch holds NaN or infinite values.
     """
     training, n = sim.training, 0
-    sim.eval().set_phase("calibrating")
+    sim.set_phase("calibrating")
+    sim.eval()
     try:
         with torch.no_grad():
             for n, batch in enumerate(batches, start=1):
@@ -42,6 +43,8 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
             raise DataError("found no calibration batches, wanted at least one")
         for quantizer in sim.activation_quantizers().values():
             quantizer.settle()
+        for name, weight_quantizer in sim.weight_quantizers().items():
+            weight_quantizer.settle(sim.get_parameter(name))
     except BaseException:
         sim.set_phase("float")
         raise

@@ -1,0 +1,111 @@
+"""The quantizers of a simulation's parameters: weights on symmetric grids, biases on int32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edgeqat import affine
+from edgeqat.program import Grid
+from edgeqat.qconfig import WeightConfig
+from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer
+from edgeqat.simulate.gradients import (
+    Integers,
+    fake_quantize,
+    learned_fake_quantize,
+    learned_parameter,
+    lsq_factor,
+    quantize_bias,
+    quantize_parameter,
+)
+from edgeqat.simulate.weight_scale import weight_scale
+
+__all__ = ["BiasQuantizer", "WeightQuantizer"]
+
+
+class WeightQuantizer(Quantizer):
+    """Puts a weight on its symmetric grid.
+
+    With the observer "minmax" the scale follows the weight, so that nothing is ever clipped; with another observer
+    calibration finds it, and it stays; learned, it starts from what calibration found.
+
+    Attributes:
+        min_scale: float32, [C] or 0-d: what calibration found the scale must not go below, so that biases fit
+            int32 even in channels whose weights are (almost) zero.
+        scale: float32, [C] or 0-d, NaN until calibrated; only where the scale does not follow the weight.
+    """
+
+    min_scale: Tensor
+    scale: Tensor
+    _high: Tensor
+
+    def __init__(self, name: str, config: WeightConfig, grid: Grid, weight: Tensor) -> None:
+        super().__init__(name)
+        self.config, self.qmax, self.axis = config, grid.qmax, grid.axis
+        self.integers = Integers(-grid.qmax, grid.qmax, grid.axis)
+        self.follows = config.observer == "minmax" and not config.learned
+        shape = () if grid.axis is None else (weight.shape[grid.axis],)
+        self.register_buffer("min_scale", torch.full(shape, affine.SCALE_FLOOR))
+        if config.learned:
+            self.scale = nn.Parameter(torch.full(shape, math.nan))
+            self.register_buffer("_high", torch.tensor(math.inf), persistent=False)
+        elif not self.follows:
+            self.register_buffer("scale", torch.full(shape, math.nan))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has a grid."""
+        return self.follows or bool(torch.isfinite(self.scale.detach()).all())
+
+    def settle(self, weight: Tensor) -> None:
+        """Finds the scale that stays, or that learning starts from."""
+        if not self.follows:
+            with torch.no_grad():
+                self.scale.copy_(weight_scale(weight.detach(), self.config.observer, self.qmax, self.axis))
+
+    def scale_of(self, weight: Tensor) -> Tensor:
+        """The scale for the weights as they are: float32, [C] or 0-d, without gradient."""
+        if self.follows:
+            return affine.symmetric_scale(weight, self.qmax, self.axis, self.min_scale)
+        return torch.maximum(self.scale.detach(), self.min_scale)
+
+    def reserve(self, bias: Tensor, input_scale: Tensor) -> None:
+        """Raises `min_scale` until `bias` fits int32 at input_scale * scale, with a bit to spare."""
+        needed = affine.scale_for_bias(bias.detach(), input_scale)
+        if self.axis is None:
+            needed = needed.amax()
+        self.min_scale.copy_(torch.maximum(self.min_scale, needed))
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(weight on the grid, its scale), or (weight, None) in float."""
+        if self.mode != "quantize":
+            return weight, None
+        scale = self.scale_of(weight)
+        if self.config.learned:
+            shared = weight.numel() // max(scale.numel(), 1)
+            learned = learned_parameter(self.scale, self.min_scale, self._high, lsq_factor(shared, self.integers))
+            return learned_fake_quantize(weight, learned, self.integers), scale
+        if self.follows:
+            return quantize_parameter(weight, scale, -self.qmax, self.qmax, self.axis), scale
+        return fake_quantize(weight, scale, torch.zeros_like(scale, dtype=torch.int32), self.integers), scale
+
+    def extra_repr(self) -> str:
+        """Its integers and granularity."""
+        kind = "learned" if self.config.learned else self.config.observer
+        return f"-{self.qmax}..{self.qmax}, {'per-tensor' if self.axis is None else 'per-channel'}, {kind}"
+
+
+class BiasQuantizer(Quantizer):
+    """Rounds a bias to int32 at input scale times weight scale, as every integer kernel needs it."""
+
+    def __init__(self, name: str, owner: ActivationQuantizer) -> None:
+        super().__init__(name)
+        self._owner = (owner,)  # the input's; in a tuple it is no submodule, which would save its grid twice
+
+    def forward(self, bias: Tensor, weight_scale: Tensor | None) -> Tensor:
+        """The bias as the runtime will hold it, or as it is in float."""
+        if self.mode != "quantize" or weight_scale is None:
+            return bias
+        return quantize_bias(bias, self._owner[0].scale_now(), weight_scale)
