@@ -120,7 +120,7 @@ def test_inspect_as_json(command: CommandLine) -> None:
     ended = command("inspect", "cifar10-resnet20", "--json")
     assert (ended.code, ended.err) == (0, "")
     plan = json.loads(ended.out)
-    assert list(plan) == ["plan_hash", "targets", "ops", "folded", "refusals"]
+    assert list(plan) == ["plan_hash", "targets", "ops", "batch_norm", "folded", "refusals"]
     assert plan["targets"] == ["onnxruntime", "torchscript"]
     assert len(plan["folded"]) == 19
     assert {row["runs"] for row in plan["ops"] if row["kind"] in ("conv", "linear", "add")} == {"INT8"}
@@ -191,7 +191,10 @@ def test_doctor_without_the_runtime() -> None:
         (["--set=gate.runtimes=[openvino]"], "gate.runtimes: found 'openvino', wanted runtimes of export"),
         (["--set=measure.batch=601"], "measure.batch is 601, but there are 600 test samples; lower it"),
         (["--set=quantize.activations.bits=4"], "found 4-bit activations, but onnxruntime takes 8 bits"),
-        (["--set=quantize.weights.learned=true"], "learned ranges are not available yet"),
+        (
+            ["--set=quantize.batch_norm=live", "--set=quantize.weights.per_channel=false"],
+            "its batch norm is live, which scales each channel, but its weight has one scale for all",
+        ),
         (["--set=quantize.fusions=[[a, b]]"], "found no module 'a' in the model"),
         (
             ["--set=quantize.overrides=[{module: fcc, quantize: false}]"],

@@ -90,7 +90,6 @@ def test_plain_observers_are_translated() -> None:
     [
         (lambda: eq.ActivationConfig(bits=9), "found bits=9, wanted 2 to 8"),
         (lambda: eq.ActivationConfig(observer="guess"), "found observer 'guess', wanted one of minmax"),
-        (lambda: eq.WeightConfig(learned=True), "learned ranges are not available yet"),
         (lambda: as_qconfig("int8"), "found a str as QConfig"),
         (lambda: eq.QConfigMapping().set_module_name_regex("(", None), r"found the regex '\('"),
         (
@@ -110,7 +109,7 @@ def test_plain_observers_are_translated() -> None:
             "set_module_name_object_type_order has no counterpart",
         ),
     ],
-    ids=["bits", "observer", "learned", "no qconfig", "regex", "placeholder", "affine weight", "order"],
+    ids=["bits", "observer", "no qconfig", "regex", "placeholder", "affine weight", "order"],
 )
 def test_what_has_no_counterpart_is_refused_by_name(make: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):

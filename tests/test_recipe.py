@@ -108,7 +108,11 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
         ("train: 5", "train: found 5: input should be"),
         ("train: {optimizer: adam}", "train.optimizer: found 'adam': input should be 'sgd' or 'adamw'"),
         ("quantize: {weights: {bits: 9}}", "quantize.weights.bits: found 9: input should be less than or equal"),
-        ("quantize: {batch_norm: live}", "batch_norm: live is not available yet; use fold"),
+        (
+            "train: {freeze_batch_norm_after: 2}",
+            "train.freeze_batch_norm_after wants quantize.batch_norm: frozen, found fold",
+        ),
+        ("train: {reestimate_batches: 2}", "train.reestimate_batches wants quantize.batch_norm: live or frozen"),
         ("quantize: {overrides: [{quantize: false}]}", "wanted exactly one of module, regex, type"),
         ("quantize: {overrides: [{module: a, type: b}]}", "found ['module', 'type'], wanted exactly one"),
         ("export: []", "export: found []: list should have at least 1 item"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeqat.simulate.freeze import convert
     from edgeqat.simulate.model import SimulatedModel
     from edgeqat.target_rules import targets
+    from edgeqat.train.batch_norm import BatchNormSchedule, reestimate_batch_norm
     from edgeqat.train.calibrate import calibrate
     from edgeqat.train.loop import History, fit
 
@@ -41,6 +42,7 @@ __all__ = [
     "prepare",
     "calibrate",
     "fit",
+    "reestimate_batch_norm",
     "convert",
     "reference",
     "lower",
@@ -50,6 +52,7 @@ __all__ = [
     # what they take and return
     "ActivationConfig",
     "Artifact",
+    "BatchNormSchedule",
     "EdgeqatError",
     "History",
     "Measurement",
@@ -72,6 +75,8 @@ _HOMES = {
     "SimulatedModel": "simulate.model",
     "calibrate": "train.calibrate",
     "fit": "train.loop",
+    "BatchNormSchedule": "train.batch_norm",
+    "reestimate_batch_norm": "train.batch_norm",
     "History": "train.loop",
     "convert": "simulate.freeze",
     "reference": "interpreter.run",

@@ -94,7 +94,7 @@ def run(
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     _check_takes(model, work)
-    planned = plan(model, work.example(), recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
+    planned = _planned(recipe, model, work.example())
     check_feasible(work, model)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
@@ -129,7 +129,13 @@ def plan_recipe(recipe: Recipe) -> Plan:
         work = Run(recipe, Path(), load_data(recipe), Silent())
         _check_takes(model, work)
         example = work.example()
-    return plan(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
+    return _planned(recipe, model, example)
+
+
+def _planned(recipe: Recipe, model: nn.Module, example: Batch) -> Plan:
+    quantize = recipe.quantize
+    mapping, mode = build_mapping(quantize), quantize.in_training
+    return plan(model, example, recipe.export, mapping, quantize.fusions, batch_norm=mode)
 
 
 def load_data(recipe: Recipe) -> Dataset:

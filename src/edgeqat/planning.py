@@ -40,7 +40,9 @@ from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightCon
 from edgeqat.signature import Batch
 from edgeqat.target_rules import Target, resolve_targets
 
-__all__ = ["Plan", "PlanRow", "plan", "plan_graph"]
+__all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "plan", "plan_graph"]
+
+BATCH_NORM_MODES = ("fold", "live")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,9 @@ class Plan:
         activations: Settings of each grid, by the name of the first value that has it.
         weights: Settings of each Const, by its name.
         targets: The runtimes it was made for.
-        folded: Dotted names of the batch norms folded into weights.
+        folded: Dotted names of the batch norms folded into weights: before training, or by convert if they are live.
         refusals: What was not fused, and why.
+        batch_norm: "fold" or "live".
     """
 
     program: QuantizedProgram
@@ -62,6 +65,7 @@ class Plan:
     targets: tuple[str, ...]
     folded: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    batch_norm: str = "fold"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # nothing changes it
@@ -76,6 +80,7 @@ class Plan:
             "plan_hash": self.program.plan_hash,
             "targets": list(self.targets),
             "ops": [asdict(row) for row in self.rows()],
+            "batch_norm": self.batch_norm,
             "folded": list(self.folded),
             "refusals": [asdict(refusal) for refusal in self.refusals],
         }
@@ -92,7 +97,8 @@ class Plan:
             grids = " ".join(filter(None, [row.grid_in, f"[{row.grid_weight}]" * bool(row.grid_weight)]))
             text = f"  {row.op}: {row.kind} {row.runs} {grids} -> {row.grid_out}"
             lines.append(text + f" fused {row.fused}" * bool(row.fused) + f" ({row.reason})" * bool(row.reason))
-        lines += [f"  folded {name}" for name in self.folded]
+        when = "" if self.batch_norm == "fold" else ", by convert: it is live in training"
+        lines += [f"  folded {name}{when}" for name in self.folded]
         lines += [f"  not fused {refusal.name}: {refusal.reason}" for refusal in self.refusals]
         return "\n".join(lines)
 
@@ -103,6 +109,8 @@ def plan(
     target: str | Sequence[str] = "onnxruntime",
     qconfig_mapping: Any = None,
     fusions: Sequence[Sequence[str]] = (),
+    *,
+    batch_norm: str = "fold",
 ) -> Plan:
     """Plans the quantization of `model` without touching it; see `prepare` for the arguments.
 
@@ -110,13 +118,19 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
-    return plan_graph(fuse(capture(model, example_inputs), fusions), qconfig_mapping, target)
+    return plan_graph(fuse(capture(model, example_inputs), fusions), qconfig_mapping, target, batch_norm)
 
 
-def plan_graph(fused: FusedGraph, qconfig_mapping: Any = None, target: str | Sequence[str] = "onnxruntime") -> Plan:
+def plan_graph(
+    fused: FusedGraph,
+    qconfig_mapping: Any = None,
+    target: str | Sequence[str] = "onnxruntime",
+    batch_norm: str = "fold",
+) -> Plan:
     """Decides for every region of a fused graph whether it runs in integers, and on which grids."""
-    rules = resolve_targets(target)
-    planner = _Planner(fused, as_mapping(qconfig_mapping), rules)
+    if batch_norm not in BATCH_NORM_MODES:
+        raise PlanError(f"found batch_norm {batch_norm!r}, wanted one of {', '.join(BATCH_NORM_MODES)}")
+    planner = _Planner(fused, as_mapping(qconfig_mapping), resolve_targets(target), batch_norm)
     for region in fused.regions:
         planner.place(region)
     return planner.finish()
@@ -128,8 +142,8 @@ class _Planner:
     Names it makes itself hold a colon, which no module name does, so that they never meet a user's.
     """
 
-    def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...]) -> None:
-        self.fused, self.mapping, self.rules = fused, mapping, rules
+    def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...], batch_norm: str) -> None:
+        self.fused, self.mapping, self.rules, self.batch_norm = fused, mapping, rules, batch_norm
         self.captured = fused.captured
         mapping.check_used([(o.module, o.type) for r in fused.regions for o in r.origins])
         self.ops: list[Op] = []
@@ -174,7 +188,8 @@ class _Planner:
             tuple(self.ops), self.values, self.consts, inputs, outputs, self.captured.signature, plan_hash
         )
         names = tuple(rule.name for rule in self.rules)
-        return Plan(program, self.activations, self.weights, names, tuple(self.folded), self.fused.refusals)
+        folded = tuple(self.folded)
+        return Plan(program, self.activations, self.weights, names, folded, self.fused.refusals, self.batch_norm)
 
     def _is_pending(self, node: fx.Node) -> bool:
         return any(node in region.nodes for region, _ in self.pending)
@@ -223,6 +238,11 @@ class _Planner:
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
         if region.batch_norm is not None:
+            if self.batch_norm == "live" and not qconfig.weight.per_channel:
+                raise PlanError(
+                    f"{region.name}: its batch norm is live, which scales each channel, but its weight has one scale "
+                    "for all; use per_channel: true, or batch_norm: fold"
+                )
             self.folded.append(str(region.batch_norm.target))
         self.named[region.outputs[0]] = region.name
         if isinstance(form.attrs, AveragePoolAttrs) and form.attrs.kernel is None and len(shape) == 2:

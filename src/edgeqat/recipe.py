@@ -133,11 +133,10 @@ class QuantizeSection(_Section):
     batch_norm: Literal["fold", "live", "frozen"] = "fold"
     fusions: list[list[str]] = []
 
-    @model_validator(mode="after")
-    def _available(self) -> QuantizeSection:
-        if self.batch_norm != "fold":
-            raise ValueError(f"batch_norm: {self.batch_norm} is not available yet; use fold")
-        return self
+    @property
+    def in_training(self) -> str:
+        """What batch norms are when training begins: "fold" or "live"; frozen ones are live ones until they are."""
+        return "fold" if self.batch_norm == "fold" else "live"
 
 
 class TrainSection(_Section):
@@ -150,6 +149,8 @@ class TrainSection(_Section):
     float_lr: Rate = 0.05
     qat_epochs: Count = 4
     qat_lr: Rate = 0.005
+    freeze_batch_norm_after: Count | None = None
+    reestimate_batches: Count = 0
     seed: Count = 0
 
 
@@ -181,6 +182,15 @@ class Recipe(_Section):
     export: Annotated[list[str], Field(min_length=1)] = ["onnxruntime"]
     measure: MeasureSection = MeasureSection()
     gate: GateSection = GateSection()
+
+    @model_validator(mode="after")
+    def _batch_norm(self) -> Recipe:
+        mode, train = self.quantize.batch_norm, self.train
+        if train is not None and train.freeze_batch_norm_after is not None and mode != "frozen":
+            raise ValueError(f"train.freeze_batch_norm_after wants quantize.batch_norm: frozen, found {mode}")
+        if train is not None and train.reestimate_batches > 0 and mode == "fold":
+            raise ValueError("train.reestimate_batches wants quantize.batch_norm: live or frozen, found fold")
+        return self
 
     def to_yaml(self) -> str:
         """The recipe in full, every default written out; loading it gives this recipe again."""

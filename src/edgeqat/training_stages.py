@@ -17,11 +17,13 @@ from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
 from edgeqat.planning import Plan
 from edgeqat.qconfig import QConfigMapping
+from edgeqat.recipe import Recipe
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.loop import Epoch, fit
 from edgeqat.train.store import CheckpointStore, RunIdentity
@@ -74,7 +76,8 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
         work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
         # A checkpoint brings its own grids; calibrating again costs little and needs no second way in.
         calibrate(qat, work.batches(work.data.calibration).inputs())
-        _fit(work, store, "qat", qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
+        norms = _batch_norm_schedule(work.recipe)
+        _fit(work, store, "qat", qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms)
         store.save_final("qat", qat, train.qat_epochs)
     variants.append(Variant("qat", qat.eval(), convert(qat)))
     return variants
@@ -90,7 +93,17 @@ def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bo
 
 def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
     quantize = work.recipe.quantize
-    return prepare(model, work.example(), work.recipe.export, build_mapping(quantize), quantize.fusions)
+    mapping, mode = build_mapping(quantize), quantize.in_training
+    return prepare(model, work.example(), work.recipe.export, mapping, quantize.fusions, batch_norm=mode)
+
+
+def _batch_norm_schedule(recipe: Recipe) -> BatchNormSchedule:
+    """What QAT does with live batch norms: "frozen" without a number of epochs means from the first step."""
+    assert recipe.train is not None
+    freeze_after = recipe.train.freeze_batch_norm_after
+    if recipe.quantize.batch_norm == "frozen" and freeze_after is None:
+        freeze_after = 0
+    return BatchNormSchedule(freeze_after, recipe.train.reestimate_batches)
 
 
 def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
@@ -108,6 +121,7 @@ def _fit(
     epochs: int,
     lr: float,
     max_grad_norm: float | None = None,
+    batch_norm: BatchNormSchedule = ALWAYS_LIVE,
 ) -> None:
     """Trains a stage to its end, from its last whole epoch where there is one.
 
@@ -140,6 +154,7 @@ def _fit(
                 weight_decay=train.weight_decay,
                 loss=build_loss(work.recipe.task.loss),
                 max_grad_norm=max_grad_norm,
+                batch_norm=batch_norm,
                 seed=train.seed,
                 validation_batches=work.batches(work.data.validation),
                 metric=work.metric,

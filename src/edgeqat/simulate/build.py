@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from edgeqat.errors import PlanError
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
@@ -22,9 +21,7 @@ from edgeqat.simulate.op_parameters import OpParameters
 from edgeqat.simulate.parameter_quantizers import BiasQuantizer, WeightQuantizer
 from edgeqat.simulate.quantizers import key_of
 
-__all__ = ["BATCH_NORM_MODES", "prepare", "simulate"]
-
-BATCH_NORM_MODES = ("fold", "live")
+__all__ = ["prepare", "simulate"]
 
 
 def prepare(
@@ -55,19 +52,13 @@ def prepare(
         PlanError: The settings cannot be satisfied.
     """
     fused = fuse(capture(model, example_inputs), fusions)
-    sim = simulate(fused, plan_graph(fused, qconfig_mapping, target), batch_norm)
+    sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))
     return sim.train(model.training)
 
 
-def simulate(fused: FusedGraph, plan: Plan, batch_norm: str = "fold") -> SimulatedModel:
-    """The trainable simulation of a plan, with its batch norms folded or live.
-
-    Raises:
-        PlanError: `batch_norm` is unknown, or a live one stands behind weights with one scale for all channels.
-    """
-    if batch_norm not in BATCH_NORM_MODES:
-        raise PlanError(f"found batch_norm {batch_norm!r}, wanted one of {', '.join(BATCH_NORM_MODES)}")
-    return _Builder(fused, plan, live=batch_norm == "live").build()
+def simulate(fused: FusedGraph, plan: Plan) -> SimulatedModel:
+    """The trainable simulation of a plan; batch norms are folded into the weights first, or stay behind them."""
+    return _Builder(fused, plan).build()
 
 
 class _Builder:
@@ -77,8 +68,8 @@ class _Builder:
     for each captured node.
     """
 
-    def __init__(self, fused: FusedGraph, plan: Plan, live: bool) -> None:
-        self.fused, self.plan, self.live = fused, plan, live
+    def __init__(self, fused: FusedGraph, plan: Plan) -> None:
+        self.fused, self.plan = fused, plan
         self.root = copy.deepcopy(fused.captured.root)
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
@@ -134,15 +125,12 @@ class _Builder:
         """A conv or linear over quantized input, weight and bias; behind it its batch norm, if that is live."""
         assert region.form is not None and op.weight is not None
         x = self._input(op.inputs[0], region.form.inputs[0])
-        norm = str(region.batch_norm.target) if self.live and region.batch_norm is not None else None
+        norm = (
+            str(region.batch_norm.target) if self.plan.batch_norm == "live" and region.batch_norm is not None else None
+        )
         bias_name = region.form.bias if norm else fold_region(self.root, region, self.fused.captured.root)
         self.parameters[op.name] = OpParameters(op.weight, bias_name, norm)
-        quantizer = self._weight_quantizer(op.weight)
-        if norm is not None and quantizer.axis is None:
-            raise PlanError(
-                f"{op.name}: its batch norm is live, but its weight has one scale for all channels; use "
-                "per_channel: true, or batch_norm: fold"
-            )
+        self._add_weight_quantizer(op.weight)
         pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (self.graph.get_attr(op.weight),))
         quantized = self.graph.call_function(operator.getitem, (pair, 0))
         bias: fx.Node | None = None
@@ -162,14 +150,10 @@ class _Builder:
         made.meta = dict(region.anchor.meta)  # says which module it comes from
         return made if norm is None else self.graph.call_module(norm, (made,))
 
-    def _weight_quantizer(self, name: str) -> WeightQuantizer:
+    def _add_weight_quantizer(self, name: str) -> None:
         if name not in self.quantizers:
-            grid = self.plan.program.consts[name].grid
-            parameter = self.root.get_parameter(name)
+            grid, parameter = self.plan.program.consts[name].grid, self.root.get_parameter(name)
             self.quantizers[name] = WeightQuantizer(name, self.plan.weights[name], grid, parameter)
-        found = self.quantizers[name]
-        assert isinstance(found, WeightQuantizer)
-        return found
 
     def _grid_owner(self, value: str) -> str:
         grid = self.plan.program.grid_of(value)

@@ -15,6 +15,14 @@ from edgeqat.errors import DataError, InputError
 from edgeqat.metrics import Metric, MetricLike, evaluate, resolve_metric
 from edgeqat.signature import Batch, call, call_of
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.simulate.phases import CONVERTED, QUANTIZED
+from edgeqat.train.batch_norm import (
+    ALWAYS_LIVE,
+    BatchNormSchedule,
+    first_inputs,
+    freeze_batch_norm,
+    reestimate_batch_norm,
+)
 from edgeqat.train.finite import Place, check_state, explain_gradient, explain_loss, non_finite_state
 from edgeqat.train.losses import Loss, resolve_loss
 from edgeqat.train.state import Epoch, History, Settings, TrainingState, capture_state, restore_state
@@ -44,6 +52,7 @@ def fit(
     weight_decay: float = 0.0,
     loss: str | Loss = "cross_entropy",
     max_grad_norm: float | None = None,
+    batch_norm: BatchNormSchedule = ALWAYS_LIVE,
     seed: int = 0,
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
     metric: MetricLike = "top1",
@@ -69,6 +78,7 @@ def fit(
         loss: Name or callable (outputs, targets) -> 0-d tensor.
         max_grad_norm: Gradients are scaled down to this norm; None leaves them. Without batch norm behind them,
             folded convs diverge from one step that is too large: fine-tuning wants a bound.
+        batch_norm: What happens to batch norms that are not folded.
         seed: Seeds dropout and whatever else in the model is random.
         validation_batches: Evaluated after each epoch.
         metric: The validation metric: a name, or a callable as `edgeqat.metrics.resolve_metric` takes it.
@@ -92,7 +102,9 @@ def fit(
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     chosen = resolve_metric(metric)
-    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, epochs, steps, seed)
+    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed)
+    if isinstance(model, SimulatedModel) and model.phase == CONVERTED:
+        model.set_phase(QUANTIZED)
     history: list[Epoch] = [] if start is None else list(start.history)
     torch.manual_seed(seed)
     if start is not None:
@@ -100,6 +112,10 @@ def fit(
     for index in range(len(history), epochs):
         started = time.perf_counter()
         mean = _train_epoch(model, optim, criterion, train_batches, settings, index, on_step)
+        if isinstance(model, SimulatedModel):
+            model.reserve_bias_ranges()  # learned ranges and biases have moved
+        if not batch_norm.frozen(index) and batch_norm.reestimate_batches > 0:
+            reestimate_batch_norm(model, first_inputs(train_batches, batch_norm.reestimate_batches))
         model.eval()
         found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
         epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
@@ -157,6 +173,8 @@ def _train_epoch(
     if isinstance(batches, HasEpochs):
         batches.set_epoch(index)
     model.train()
+    if settings.batch_norm.frozen(index):
+        freeze_batch_norm(model)
     for step, (inputs, targets) in enumerate(batches):
         _set_lr(optim, settings.lr * _cosine((index + step / settings.steps) / settings.epochs))
         place = Place(index, step, batches)

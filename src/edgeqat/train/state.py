@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeqat.errors import CheckpointError
+from edgeqat.train.batch_norm import BatchNormSchedule
 from edgeqat.train.checkpoint import put_weights, weights_of
 
 __all__ = ["Epoch", "History", "Settings", "TrainingState", "capture_state", "restore_state"]
@@ -41,6 +42,7 @@ class Settings:
     momentum: float
     weight_decay: float
     max_grad_norm: float | None
+    batch_norm: BatchNormSchedule
     epochs: int
     steps: int
     seed: int
