@@ -63,6 +63,7 @@ class CapturedGraph:
         example: The example inputs, flattened, with a batch of at least 2.
         origins: For each compute node, by name.
         outside: Nodes that the user's stubs leave in float, by name, with the reason.
+        template: A copy of the user's own module, in the mode it had; it shares its tensors with `root`.
     """
 
     root: nn.Module
@@ -71,6 +72,7 @@ class CapturedGraph:
     example: tuple[Tensor, ...]
     origins: Mapping[str, Origin]
     outside: Mapping[str, str]
+    template: nn.Module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
         # Nothing changes a captured graph, so copies of a simulation share it.
@@ -101,15 +103,17 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"found a {type(model).__name__}, wanted an nn.Module")
     args, kwargs = _example_call(example_inputs)
-    own = copy.deepcopy(model).eval()
+    template = copy.deepcopy(model)
+    own = _sharing_copy(template).eval()
     for parameter in own.parameters():
         parameter.requires_grad_(True)  # else attention takes its fused inference path, which has no ATen form
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     mark_stubs(own)
     exported = _export(own, args, kwargs)
     module = exported.module(check_guards=False)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    for holder in (module, template):
+        for name, parameter in holder.named_parameters():
+            parameter.requires_grad_(name not in frozen)
     root, graph = nn.Module(), module.graph
     graph.owning_module = None  # its targets are looked up under `root` from here on
     _adopt_state(root, module, graph)
@@ -125,7 +129,13 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     names = tuple(n.name for n in graph.nodes if n.op == "placeholder")
     keywords = (*_positional(own, args), *kwargs)
     signature = Signature(keywords if len(keywords) == len(names) else names, in_spec, out_spec)
-    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside)
+    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template)
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy whose modules are its own, and whose parameters and buffers are the model's: it costs no memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _example_call(example_inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -23,6 +23,7 @@ from edgeqat.simulate.freeze import freeze
 from edgeqat.simulate.op_parameters import OpParameters
 from edgeqat.simulate.parameter_quantizers import WeightQuantizer
 from edgeqat.simulate.quantizers import Quantizers
+from edgeqat.simulate.to_float import to_float
 
 __all__ = ["SimulatedModel"]
 
@@ -189,6 +190,21 @@ class SimulatedModel(nn.Module):
                 yield self
         finally:
             self._exact = previous
+
+    def to_float(self) -> nn.Module:
+        """The user's own class with the trained weights, in float; its state_dict loads into the original code.
+
+        A batch norm that was folded stands behind its conv again, with the statistics that it had, and the weights
+        before it are divided by its gain: in eval mode the model computes what this simulation computes in float,
+        up to float32 rounding. Grids are left behind.
+
+        Returns:
+            A new module on the device of the simulation's parameters, in the mode the original had.
+
+        Raises:
+            PlanError: A folded batch norm followed several layers without biases, so that no one bias undoes it.
+        """
+        return to_float(self)
 
     def __repr__(self) -> str:
         """The plan with the grids found so far."""
