@@ -7,8 +7,6 @@ Each is in one mode: "float" (does nothing but the activation it stands for), "o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +113,7 @@ class ActivationQuantizer(Quantizer):
                 self.get_buffer("zero_point").copy_(zero_point)
             elif self.offset is not None:
                 self.offset.copy_(-zero_point * scale)
-        self._bounds = None
+        self.read_grid()
 
     def scale_now(self) -> Tensor:
         """The scale in use: float32, 0-d, without gradient."""
@@ -129,6 +127,14 @@ class ActivationQuantizer(Quantizer):
         with torch.no_grad():
             return scale, offset_zero_point(scale, self.offset, Integers(self.qmin, self.qmax))
 
+    def read_grid(self) -> None:
+        """Keeps a frozen grid as Python numbers, from where `bounds` takes it."""
+        self._bounds = None
+        if self.calibrated and not self.config.learned:
+            scale, zero_point = self.grid()
+            rectified = self.activation is not None
+            self._bounds = ClampBounds.of(float(scale), int(zero_point), self.qmin, self.qmax, rectified)
+
     def bounds(self) -> ClampBounds:
         """A frozen grid as Python numbers.
 
@@ -136,12 +142,7 @@ class ActivationQuantizer(Quantizer):
             PhaseError: It has none yet.
         """
         if self._bounds is None:
-            if not self.calibrated:
-                raise PhaseError(f"{self.name} has no grid yet; call calibrate first")
-            scale, zero_point = self.grid()
-            self._bounds = ClampBounds.of(
-                float(scale), int(zero_point), self.qmin, self.qmax, self.activation is not None
-            )
+            raise PhaseError(f"{self.name} has no grid yet; call calibrate first")
         return self._bounds
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -164,10 +165,6 @@ class ActivationQuantizer(Quantizer):
         if self.mode == "observe" and self.observer is not None:
             self.observer(x.detach())
         return x
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, *args)
-        self._bounds = None
 
     def extra_repr(self) -> str:
         """Its grid, or its observer while it has none."""

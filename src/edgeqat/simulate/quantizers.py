@@ -25,6 +25,7 @@ class Quantizers(nn.ModuleDict):
     def __init__(self, quantizers: Mapping[str, Quantizer]) -> None:
         super().__init__({key_of(name): q for name, q in quantizers.items()})
         self.phase = FLOAT
+        self.register_load_state_dict_post_hook(_read_grids)  # type: ignore[no-untyped-call]
 
     def activations(self) -> dict[str, ActivationQuantizer]:
         """By the name of the first value on their grid."""
@@ -58,6 +59,7 @@ class Quantizers(nn.ModuleDict):
             else:
                 module.mode = "float" if phase == FLOAT else "quantize"
         self.phase = phase
+        _read_grids(self)
 
     def get_extra_state(self) -> Tensor:
         """The phase, as a uint8 0-d tensor; calibrating is saved as float, for observers are not saved."""
@@ -66,6 +68,13 @@ class Quantizers(nn.ModuleDict):
     def set_extra_state(self, state: Tensor) -> None:
         """Enters the phase that a state_dict was saved in; its grids come with it."""
         self._enter(PHASES[int(state)])
+
+
+def _read_grids(module: nn.Module, _: object = None) -> None:
+    """Reads frozen grids as numbers once they stand, so that no step, and no compiled graph, waits for a tensor."""
+    assert isinstance(module, Quantizers)
+    for quantizer in module.activations().values():
+        quantizer.read_grid()
 
 
 def key_of(name: str) -> str:
