@@ -26,9 +26,13 @@ from edgeqat.simulate.gradients import (
 )
 from edgeqat.simulate.observers import Observer, make_observer, observed_range
 
-__all__ = ["ActivationQuantizer", "Quantizer", "SharedGrid", "largest_scale"]
+__all__ = ["FREEDOM", "ActivationQuantizer", "Quantizer", "SharedGrid"]
 
 RELU6_TOP = 6.0
+
+FREEDOM = 8.0
+"""A learned scale stays within this factor of the calibrated one. Training that wants to go further has diverged; a
+grid that followed it would end at a scale of nothing, on which no bias fits int32."""
 
 
 class Quantizer(nn.Module):
@@ -40,13 +44,6 @@ class Quantizer(nn.Module):
         self.mode = "float"
 
 
-def largest_scale(activation: str | None, qmax: int) -> float:
-    """The largest scale a learned grid may have: the top of a ReLU6's grid is the clamp at 6."""
-    if activation != "relu6":
-        return math.inf
-    return float(affine.activation_qparams(0.0, RELU6_TOP, 0, qmax)[0])
-
-
 class ActivationQuantizer(Quantizer):
     """Puts a value on its per-tensor grid; the grid's clamp is the activation function.
 
@@ -55,11 +52,12 @@ class ActivationQuantizer(Quantizer):
         zero_point: int32 buffer, 0-d, where the range is frozen.
         offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and no activation
             function fixes its lower end.
+        limits: float32 buffer, [2]: smallest and largest scale, where the range is learned.
     """
 
     scale: Tensor
     offset: nn.Parameter | None
-    _limits: Tensor
+    limits: Tensor
     _anywhere: Tensor
 
     def __init__(self, name: str, config: ActivationConfig, activation: str | None) -> None:
@@ -70,8 +68,7 @@ class ActivationQuantizer(Quantizer):
         if config.learned:
             self.scale = nn.Parameter(torch.tensor(math.nan))
             self.register_parameter("offset", None if activation else nn.Parameter(torch.tensor(math.nan)))
-            limits = torch.tensor([affine.SCALE_FLOOR, largest_scale(activation, self.qmax)])
-            self.register_buffer("_limits", limits, persistent=False)
+            self.register_buffer("limits", torch.tensor([math.nan, math.nan]))
             self.register_buffer("_anywhere", torch.tensor([-math.inf, math.inf]), persistent=False)
         else:
             self.register_buffer("scale", torch.tensor(math.nan))
@@ -111,13 +108,17 @@ class ActivationQuantizer(Quantizer):
             self.scale.copy_(scale)
             if not self.config.learned:
                 self.get_buffer("zero_point").copy_(zero_point)
-            elif self.offset is not None:
-                self.offset.copy_(-zero_point * scale)
+            else:
+                self.limits.copy_(torch.stack([scale / FREEDOM, scale * FREEDOM]))
+                if self.activation == "relu6":  # the top of its grid is the clamp at 6
+                    self.limits[1].clamp_(max=affine.activation_qparams(0.0, RELU6_TOP, self.qmin, self.qmax)[0])
+                if self.offset is not None:
+                    self.offset.copy_(-zero_point * scale)
         self.read_grid()
 
     def scale_now(self) -> Tensor:
         """The scale in use: float32, 0-d, without gradient."""
-        return self.scale.detach().clamp(self._limits[0], self._limits[1]) if self.config.learned else self.scale
+        return self.scale.detach().clamp(self.limits[0], self.limits[1]) if self.config.learned else self.scale
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) in use: float32 and int32, 0-d, without gradient."""
@@ -151,7 +152,7 @@ class ActivationQuantizer(Quantizer):
             return quantize_activation(x, self.bounds())
         integers = Integers(self.qmin, self.qmax)
         factor = lsq_factor(max(x[0].numel(), 1), integers)
-        scale = learned_parameter(self.scale, self._limits[0], self._limits[1], factor)
+        scale = learned_parameter(self.scale, self.limits[0], self.limits[1], factor)
         if self.offset is None:
             return learned_fake_quantize(x, scale, integers)
         offset = learned_parameter(self.offset, self._anywhere[0], self._anywhere[1], factor)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgeqat import affine
 from edgeqat.program import Grid
 from edgeqat.qconfig import WeightConfig
-from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer
+from edgeqat.simulate.fake_quant import FREEDOM, ActivationQuantizer, Quantizer
 from edgeqat.simulate.gradients import (
     Integers,
     fake_quantize,
@@ -35,11 +35,12 @@ class WeightQuantizer(Quantizer):
         min_scale: float32, [C] or 0-d: what calibration found the scale must not go below, so that biases fit
             int32 even in channels whose weights are (almost) zero.
         scale: float32, [C] or 0-d, NaN until calibrated; only where the scale does not follow the weight.
+        limits: float32, [2, C] or [2]: smallest and largest scale, where it is learned.
     """
 
     min_scale: Tensor
     scale: Tensor
-    _high: Tensor
+    limits: Tensor
 
     def __init__(self, name: str, config: WeightConfig, grid: Grid, weight: Tensor) -> None:
         super().__init__(name)
@@ -50,7 +51,7 @@ class WeightQuantizer(Quantizer):
         self.register_buffer("min_scale", torch.full(shape, affine.SCALE_FLOOR))
         if config.learned:
             self.scale = nn.Parameter(torch.full(shape, math.nan))
-            self.register_buffer("_high", torch.tensor(math.inf), persistent=False)
+            self.register_buffer("limits", torch.full((2, *shape), math.nan))
         elif not self.follows:
             self.register_buffer("scale", torch.full(shape, math.nan))
 
@@ -64,12 +65,21 @@ class WeightQuantizer(Quantizer):
         if not self.follows:
             with torch.no_grad():
                 self.scale.copy_(weight_scale(weight.detach(), self.config.observer, self.qmax, self.axis))
+                if self.config.learned:
+                    self.limits.copy_(torch.stack([self.scale / FREEDOM, self.scale * FREEDOM]))
 
     def scale_of(self, weight: Tensor) -> Tensor:
         """The scale for the weights as they are: float32, [C] or 0-d, without gradient."""
         if self.follows:
             return affine.symmetric_scale(weight, self.qmax, self.axis, self.min_scale)
-        return torch.maximum(self.scale.detach(), self.min_scale)
+        if self.config.learned:
+            return self.scale.detach().clamp(*self._range())
+        return torch.maximum(self.scale, self.min_scale)
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest learned scale."""
+        low = torch.maximum(self.limits[0], self.min_scale)
+        return low, torch.maximum(self.limits[1], low)
 
     def reserve(self, bias: Tensor, input_scale: Tensor) -> None:
         """Raises `min_scale` until `bias` fits int32 at input_scale * scale, with a bit to spare."""
@@ -85,7 +95,7 @@ class WeightQuantizer(Quantizer):
         scale = self.scale_of(weight)
         if self.config.learned:
             shared = weight.numel() // max(scale.numel(), 1)
-            learned = learned_parameter(self.scale, self.min_scale, self._high, lsq_factor(shared, self.integers))
+            learned = learned_parameter(self.scale, *self._range(), lsq_factor(shared, self.integers))
             return learned_fake_quantize(weight, learned, self.integers), scale
         if self.follows:
             return quantize_parameter(weight, scale, -self.qmax, self.qmax, self.axis), scale
