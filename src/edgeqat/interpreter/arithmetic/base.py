@@ -69,7 +69,8 @@ def fma(a: Tensor, b: Tensor, addend: Tensor) -> Tensor:
     where none has, it may be rounded at bit 53, which moves the second rounding only where the first lands on a tie
     of float32: odds of 2**-30 an element, and none of 2 million was seen.
     """
-    return (a.double() * b.double() + addend.double()).to(torch.float32)
+    # One pass: whether addcmul rounds the product is of no matter, for it is exact.
+    return torch.addcmul(addend.double(), a.double(), b.double()).to(torch.float32)
 
 
 def channels(parameter: Tensor, acc: Tensor) -> Tensor:
@@ -81,7 +82,8 @@ def round_outside(x: Tensor, grid: Grid) -> Tensor:
     """round(clamp(x)) + zero_point, clamped to the grid: the zero point is added after rounding."""
     _, zero_point = grid.filled()
     z = int(zero_point)
-    return torch.round(torch.clamp(x, grid.qmin - z, grid.qmax - z)) + z
+    # In place on the clamp's own result: fresh memory costs more than the arithmetic does.
+    return torch.clamp(x, grid.qmin - z, grid.qmax - z).round_().add_(z)
 
 
 def window_sums(shifted: Tensor, attrs: AveragePoolAttrs) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class OnnxRuntimeX86:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         r_a, r_b = s_a / s, s_b / s
         offset = z - fma(z_a, r_a, r_b * z_b)
-        return torch.round(fma(a, r_a, fma(b, r_b, offset))).clamp_(grid.qmin, grid.qmax)
+        return fma(a, r_a, fma(b, r_b, offset)).round_().clamp_(grid.qmin, grid.qmax)
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
         (s_x, z_x), (s, _) = q_grid.filled(), grid.filled()
