@@ -192,7 +192,8 @@ class _Planner:
         return Plan(program, self.activations, self.weights, names, folded, self.fused.refusals, self.batch_norm)
 
     def _is_pending(self, node: fx.Node) -> bool:
-        return any(node in region.nodes for region, _ in self.pending)
+        # What is collected for a float island gets its value when the island is written down.
+        return node in self.named and self.named[node] not in self.values
 
     def _why_float(self, region: Region, qconfig: QConfig | None) -> str:
         """The reason why a region stays in float, "" if it runs in integers."""
@@ -292,9 +293,10 @@ class _Planner:
         sources = {node: self._as_float(self._name_of(node)) for node in reads}
         made = [node for region, _ in pending for node in region.outputs]
         outputs = [n for n in made if any(user not in inside for user in n.users)]
+        read = set(outputs)
         for region, reason in pending:
             for node in region.outputs:
-                if node in outputs:
+                if node in read:
                     shape, dtype = self.captured.shape_of(node), node.meta["val"].dtype
                     self._value(self.named[node], shape, None, reason, dtype=dtype)
         body = build_island(self.captured, nodes, reads, outputs)

@@ -10,7 +10,7 @@ node joins a region only if nobody else reads what it would hide; otherwise the 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,13 +100,13 @@ def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> Fuse
     taken: set[fx.Node] = set()
     regions: list[Region] = []
     names = _Names(captured.signature.inputs)
-    for node in captured.graph.nodes:
+    position = {node: i for i, node in enumerate(captured.graph.nodes)}
+    for node in position:
         if node in taken or not _is_compute(node):
             continue
-        region = _grow(captured, node, refusals, names)
+        region = _grow(captured, node, position, refusals, names)
         taken.update(region.nodes)
         regions.append(region)
-    position = {node: i for i, node in enumerate(captured.graph.nodes)}
     regions.sort(key=lambda r: position[r.nodes[-1]])
     fused = FusedGraph(captured, tuple(regions), tuple(refusals))
     for group in fusions:
@@ -119,12 +119,15 @@ class _Names:
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = set(taken)
+        self._next: dict[str, int] = {}
 
     def unique(self, wanted: str) -> str:
-        name, i = wanted, 1
+        # Names are never given back, so the search goes on where it ended: a root may hold hundreds of additions.
+        name, i = wanted, self._next.get(wanted, 1)
         while name in self._taken:
             name, i = f"{wanted}_{i}", i + 1
         self._taken.add(name)
+        self._next[wanted] = i
         return name
 
 
@@ -136,7 +139,9 @@ def _is_compute(node: fx.Node) -> bool:
     return node.op == "call_function" and (isinstance(value, (Tensor, tuple, list)))
 
 
-def _grow(captured: CapturedGraph, node: fx.Node, refusals: list[Refusal], names: _Names) -> Region:
+def _grow(
+    captured: CapturedGraph, node: fx.Node, position: Mapping[fx.Node, int], refusals: list[Refusal], names: _Names
+) -> Region:
     origin = captured.origins[node.name]
     # A library module (Conv2d) lends its name to what it computes; in a user's module the op is named too.
     known = hasattr(nn, origin.type) and origin.module
@@ -148,7 +153,6 @@ def _grow(captured: CapturedGraph, node: fx.Node, refusals: list[Refusal], names
             return Region(name, (node,), None, None, None, "", (origin,), identity=True)
         return Region(name, (node,), None, None, None, "no conv or linear to fold it into", (origin,))
     if isinstance(node.meta.get("val"), (tuple, list)):
-        position = {item: i for i, item in enumerate(captured.graph.nodes)}
         items = sorted(node.users, key=position.__getitem__)
         reason = f"{origin.aten} has several outputs and no integer form here"
         return Region(name, (node, *items), None, None, None, reason, (origin,))

@@ -18,11 +18,13 @@ def island_inputs(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The tensor nodes that an island of `nodes` reads from outside, in order of first use."""
     inside = set(nodes)
     found: dict[fx.Node, None] = {}
+    seen: set[fx.Node] = set()
 
     def visit(node: fx.Node) -> None:
         for source in node.all_input_nodes:
-            if source in inside or source.op == "get_attr":
+            if source in inside or source in seen or source.op == "get_attr":
                 continue
+            seen.add(source)
             if isinstance(source.meta.get("val"), Tensor):
                 found.setdefault(source)
             else:
