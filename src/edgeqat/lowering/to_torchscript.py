@@ -117,6 +117,7 @@ class _Program(nn.Module):
         super().__init__()
         self.program = program
         self.tap_names = [value.name for value in program.values.values() if value.grid is not None]
+        self._tap_index = {name: i for i, name in enumerate(self.tap_names)}
         # The tracer wants what it meets as attributes. torch announces that its quantized tensor types will go.
         with on_engine(engine), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -135,7 +136,7 @@ class _Program(nn.Module):
                 if self.program.values[name].grid is not None and torch._C._get_tracing_state() is not None:
                     # torch keeps a named value through freezing and saving: this is how verify finds it.
                     value = torch._C._get_value_trace(result)  # type: ignore[attr-defined]
-                    value.setDebugName(f"v{self.tap_names.index(name)}")
+                    value.setDebugName(f"v{self._tap_index[name]}")
         return tuple(env[name] for name in self.program.outputs)
 
     def _step(self, index: int, op: Op, args: list[Tensor]) -> tuple[Tensor, ...]:
