@@ -74,6 +74,22 @@ class FloatMiddle(nn.Module):
         return self.last(self.drop(x * 2.0))
 
 
+class FloatBlocks(nn.Module):
+    """A float island behind every conv; the islands share a module, and one has two outputs."""
+
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(blocks))
+        self.gains = nn.ParameterList(nn.Parameter(torch.rand(4, 1, 1) + 0.5) for _ in range(blocks))
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, gain in zip(self.convs, self.gains, strict=True):
+            left, right = torch.chunk(torch.tanh(conv(x)) * gain, 2, 1)
+            x = x + self.norm(torch.cat([right, left], 1))
+        return x
+
+
 class WithConstants(nn.Module):
     """Tensors made in forward, and a view of one."""
 

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 import edgeqat as eq
+from edgeqat.errors import EdgeqatError
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell_model, taps_suffix
 from edgeqat.replay import replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import EXACT_ARITHMETIC
-from models import Branches, FloatMiddle, SmallNet, Tokens, WithConstants, shake
+from models import Branches, FloatBlocks, FloatMiddle, SmallNet, Tokens, WithConstants, shake
 
 IMAGE = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -97,6 +98,42 @@ def test_islands_between_integer_ops_are_inlined() -> None:
     # over 4 channels carries a few such steps into its output.
     step = program.grid_of("last").per_tensor()[0]
     assert float((found - expected).abs().max()) <= 4 * step
+
+
+@EXACT_ARITHMETIC
+def test_all_islands_are_exported_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: calls.append(1) or export(*args, **kwargs))
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, 8, 8)
+    program = converted(FloatBlocks().eval(), x)
+    assert [op.kind.value for op in program.ops].count("float") == 3
+    session = OnnxSession(spell_model(program).SerializeToString() + taps_suffix(program))
+    assert len(calls) == 1
+    found = dict(zip(session.outputs, session.run([x[:3]]), strict=True))
+    _, taps = eq.reference(program, x[:3], taps=True)
+    assert torch.equal(found["convs.0"].int(), taps["convs.0"])
+    # Behind an island, float32 sums of another order may turn into one step of what is quantized again, and a 1x1 conv
+    # over 4 channels carries a few of them on; a wrong or swapped island is off by tens.
+    assert all(int((found[name].int() - taps[name]).abs().max()) <= 3 for name in taps)
+
+
+class NoOnnx(nn.Module):
+    """Two islands, one of an op that ONNX does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.last(torch.tanh(self.first(x))))
+
+
+def test_the_island_that_cannot_be_exported_is_named_alone() -> None:
+    program = converted(NoOnnx())
+    with pytest.raises(EdgeqatError, match=r"cannot export the float ops aten\.special_bessel_j0: "):
+        spell_model(program)
 
 
 @EXACT_ARITHMETIC

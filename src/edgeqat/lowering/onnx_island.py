@@ -6,58 +6,181 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
-from edgeqat.program import BATCH_DIM, Op, QuantizedProgram
+from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
 
-__all__ = ["inline_island"]
+__all__ = ["Islands"]
 
 
-def inline_island(program: QuantizedProgram, op: Op, prefix: str, opset: int) -> tuple[list[Any], list[Any]]:
-    """Nodes and initializers of a float op, reading op.inputs and making op.outputs; other names get `prefix`.
+@dataclass(frozen=True)
+class _Part:
+    """What one island is within an exported graph.
 
-    Raises:
-        MissingRuntimeError: onnx or onnxscript is not installed.
-        EdgeqatError: torch's exporter cannot write the island.
+    Attributes:
+        nodes: In order; no other part has the same messages.
+        initializers: What the nodes read.
+        inputs: The graph's names of the island's inputs.
+        outputs: The graph's names of its outputs.
+        prefix: What the names of its own parameters begin with.
     """
-    assert op.body is not None
-    graph = _export(program, op, op.body, opset).graph
-    names = {info.name: name for info, name in zip(graph.input, op.inputs, strict=True)}
-    outputs = [info.name for info in graph.output]
-    nodes = list(graph.node)
-    for made, name in zip(outputs, op.outputs, strict=True):
-        if made in names:  # an output that is an input, or the same tensor twice
-            import onnx
 
-            nodes.append(onnx.helper.make_node("Identity", [made], [name]))
-            names[name] = name
-        else:
-            names[made] = name
-
-    def rename(name: str) -> str:
-        return names.get(name, f"{prefix}.{name}") if name else name
-
-    for node in nodes:
-        _rename_node(node, rename)
-    for tensor in graph.initializer:
-        tensor.name = rename(tensor.name)
-        tensor.ClearField("doc_string")
-        tensor.ClearField("metadata_props")
-    return nodes, list(graph.initializer)
+    nodes: list[Any]
+    initializers: list[Any]
+    inputs: list[str]
+    outputs: list[str]
+    prefix: str
 
 
-def _export(program: QuantizedProgram, op: Op, body: GraphModule, opset: int) -> Any:
-    examples = tuple(_example(program, body, i, name) for i, name in enumerate(op.inputs))
-    batch = torch.export.Dim(BATCH_DIM, min=1)
-    shapes = tuple(
-        {d: batch for d, size in enumerate(program.values[name].shape) if size == BATCH_DIM} for name in op.inputs
-    )
-    placeholders = [node.name for node in body.graph.nodes if node.op == "placeholder"]
+class Islands:
+    """The float ops of a program in ONNX.
+
+    They are exported together when the first one is asked for: a call of the exporter takes seconds, however little
+    it exports, and a network may have a float op in every block.
+    """
+
+    def __init__(self, program: QuantizedProgram, opset: int) -> None:
+        self._program, self._opset = program, opset
+        self._parts: dict[str, _Part] | None = None
+
+    def inline(self, op: Op, prefix: str) -> tuple[list[Any], list[Any]]:
+        """Nodes and initializers of a float op, reading op.inputs and making op.outputs; other names get `prefix`.
+
+        Raises:
+            MissingRuntimeError: onnx or onnxscript is not installed.
+            EdgeqatError: torch's exporter cannot write an island.
+        """
+        if self._parts is None:
+            self._parts = _export_all(self._program, self._opset)
+        part = self._parts[op.name]
+        names = dict(zip(part.inputs, op.inputs, strict=True))
+        nodes = list(part.nodes)
+        for made, name in zip(part.outputs, op.outputs, strict=True):
+            if made in names:  # an output that is an input, or the same tensor twice
+                import onnx
+
+                nodes.append(onnx.helper.make_node("Identity", [made], [name]))
+                names[name] = name
+            else:
+                names[made] = name
+
+        def rename(name: str) -> str:
+            return names.get(name, f"{prefix}.{name.removeprefix(part.prefix)}") if name else name
+
+        for node in nodes:
+            _rename_node(node, rename)
+        for tensor in part.initializers:
+            tensor.name = rename(tensor.name)
+            tensor.ClearField("doc_string")
+            tensor.ClearField("metadata_props")
+        return nodes, part.initializers
+
+
+class _Together(nn.Module):
+    """Runs float islands one beside the other: takes all their inputs and returns all their outputs."""
+
+    def __init__(self, bodies: Sequence[GraphModule], inputs: Sequence[int]) -> None:
+        super().__init__()
+        self.inputs = tuple(inputs)
+        for i, body in enumerate(bodies):
+            self.add_module(str(i), body)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs: list[Tensor] = []
+        start = 0
+        for body, n in zip(self.children(), self.inputs, strict=True):
+            outputs += body(*tensors[start : start + n])
+            start += n
+        return tuple(outputs)
+
+
+def _export_all(program: QuantizedProgram, opset: int) -> dict[str, _Part]:
+    """By the name of the op."""
+    ops = [op for op in program.ops if op.kind is Kind.FLOAT]
+    try:
+        return _export(program, ops, opset)
+    except EdgeqatError:
+        if len(ops) == 1:
+            raise
+        # One at a time, so that the error names the ops of the island that cannot be written, and of no other.
+        return {name: part for op in ops for name, part in _export(program, [op], opset).items()}
+
+
+def _export(program: QuantizedProgram, ops: Sequence[Op], opset: int) -> dict[str, _Part]:
+    bodies = [op.body for op in ops if op.body is not None]
+    assert len(bodies) == len(ops)
+    examples, shapes = [], []
+    for i, (op, body) in enumerate(zip(ops, bodies, strict=True)):
+        # A batch of its own: no island's sizes are computed from another's input.
+        batch = torch.export.Dim(f"{BATCH_DIM}{i}", min=1)
+        placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+        for node, name in zip(placeholders, op.inputs, strict=True):
+            shape = program.values[name].shape
+            sizes = [2 if size == BATCH_DIM else int(size) for size in shape]
+            examples.append(torch.zeros(sizes, dtype=node.meta["val"].dtype))
+            shapes.append({d: batch for d, size in enumerate(shape) if size == BATCH_DIM})
+    together = _Together(bodies, [len(op.inputs) for op in ops]).eval()
+    graph = _written(together, tuple(examples), tuple(shapes), ops, opset).graph
+    inputs, outputs = ([info.name for info in infos] for infos in (graph.input, graph.output))
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    stored = {tensor.name: i for i, tensor in enumerate(graph.initializer)}
+    parts: dict[str, _Part] = {}
+    taken: set[str] = set()
+    for i, op in enumerate(ops):
+        own_inputs, inputs = inputs[: len(op.inputs)], inputs[len(op.inputs) :]
+        own_outputs, outputs = outputs[: len(op.outputs)], outputs[len(op.outputs) :]
+        reads = _upstream(graph, makers, own_outputs)
+        found = [graph.node[k] for k in sorted({makers[name] for name in reads & makers.keys()})]
+        nodes = [_own(node, node.output, taken) for node in found]
+        tensors = [graph.initializer[k] for k in sorted(stored[name] for name in reads & stored.keys())]
+        initializers = [_own(tensor, [tensor.name], taken) for tensor in tensors]
+        parts[op.name] = _Part(nodes, initializers, own_inputs, own_outputs, f"{i}.")
+    return parts
+
+
+def _upstream(graph: Any, makers: Mapping[str, int], outputs: Sequence[str]) -> set[str]:
+    """Every name that the named values are computed from, and they themselves."""
+    found, wanted = set(outputs), list(outputs)
+    while wanted:
+        maker = makers.get(wanted.pop())
+        new = set() if maker is None else _reads(graph.node[maker]) - found
+        found |= new
+        wanted += new
+    return found
+
+
+def _own(message: Any, names: Sequence[str], taken: set[str]) -> Any:
+    """A node or initializer to rename; a copy where another island took it first."""
+    if taken.isdisjoint(names):
+        taken.update(names)
+        return message
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
+
+
+def _reads(node: Any) -> set[str]:
+    """Every name that a node reads, those that its subgraphs read from outside among them."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            found |= {info.name for info in attribute.g.output}
+            for inner in attribute.g.node:
+                found |= _reads(inner)
+    return found
+
+
+def _written(
+    module: nn.Module, examples: tuple[Tensor, ...], shapes: tuple[Any, ...], ops: Sequence[Op], opset: int
+) -> Any:
+    """The ONNX model that torch's exporter makes of a module that takes its inputs by position."""
     try:
         import onnx.inliner
         import onnxscript  # noqa: F401  torch.onnx needs it; asked for here, where the error can say so
@@ -68,24 +191,18 @@ def _export(program: QuantizedProgram, op: Op, body: GraphModule, opset: int) ->
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            exported = torch.export.export(body, examples, dynamic_shapes=dict(zip(placeholders, shapes, strict=True)))
+            exported = torch.export.export(module, examples, dynamic_shapes={"tensors": shapes})
             written = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=True, verbose=False)
         except Exception as error:
             # Whatever the exporter stumbles over, the user needs to know which ops, not where in torch.
-            ops = ", ".join(sorted({o.aten for o in op.origins}))
+            kinds = ", ".join(sorted({origin.aten for op in ops for origin in op.origins}))
             raise EdgeqatError(
-                f"torch.onnx cannot export the float ops {ops}: {str(error).splitlines()[0]}"
+                f"torch.onnx cannot export the float ops {kinds}: {str(error).splitlines()[0]}"
             ) from error
         finally:
             logging.disable(logging.NOTSET)
     assert written is not None
     return onnx.inliner.inline_local_functions(written.model_proto)
-
-
-def _example(program: QuantizedProgram, body: GraphModule, index: int, name: str) -> Tensor:
-    node = [n for n in body.graph.nodes if n.op == "placeholder"][index]
-    shape = [2 if size == BATCH_DIM else int(size) for size in program.values[name].shape]
-    return torch.zeros(shape, dtype=node.meta["val"].dtype)
 
 
 def _rename_node(node: Any, rename: Any) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
-from edgeqat.lowering.onnx_island import inline_island
+from edgeqat.lowering.onnx_island import Islands
 from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.program import (
@@ -121,6 +121,7 @@ class _Speller:
     def __init__(self, program: QuantizedProgram) -> None:
         self.onnx = _onnx()
         self.program = program
+        self.islands = Islands(program, OPSET)
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.grids: dict[int, tuple[str, str]] = {}
@@ -151,7 +152,7 @@ class _Speller:
 
     def _op(self, op: Op) -> None:
         if op.kind is Kind.FLOAT:
-            nodes, initializers = inline_island(self.program, op, self._fresh("i"), OPSET)
+            nodes, initializers = self.islands.inline(op, self._fresh("i"))
             self.nodes += nodes
             self.initializers |= {t.name: t for t in initializers}
         elif op.kind is Kind.QUANTIZE:
