@@ -205,3 +205,92 @@ def test_an_average_that_leaves_the_padding_out_stays_float_where_qnnpack_may_ru
     (row,) = [row for row in eq.plan(model, images, "torchscript").rows() if row.runs == "float"]
     assert row.reason == "torchscript counts the padding in averages"
     assert all(row.runs == "INT8" for row in eq.plan(model, images, "torchscript/fbgemm").rows())
+
+
+# Convolutions of every rank, padding, batch norms that are called more than once.
+
+
+VOLUME = torch.zeros(2, 3, 6, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("onnxruntime", None),
+        ("torchscript", "torchscript has no exact integer conv3d"),
+        ("torchscript/fbgemm", "torchscript/fbgemm has no exact integer conv3d"),
+        ("portable", "torchscript has no exact integer conv3d"),
+    ],
+)
+def test_conv3d_is_integer_where_the_target_computes_it_exactly(target: str, reason: str | None) -> None:
+    planned = eq.plan(nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)), VOLUME, target)
+    assert [row.reason for row in planned.rows() if row.runs == "float"] == ([] if reason is None else [reason] * 2)
+
+
+def test_conv1d_is_integer_everywhere() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+    for target in ("onnxruntime", "portable", "torchscript/qnnpack"):
+        assert kinds(eq.plan(model, torch.zeros(2, 3, 9), target).program) == ["quantize", "conv", "dequantize"]
+
+
+def test_a_transposed_conv_and_a_batch_norm_without_statistics_say_why_they_stay_in_float() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
+    assert [row.reason for row in eq.plan(model, IMAGE).rows()] == [
+        "aten.conv_transpose2d has no integer form here: ONNX Runtime has no kernel for it",
+        "not folded: conv_transpose2d before it is no conv or linear with an integer form",
+        "it normalises by the statistics of each batch",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_before_convs_alone_moves_the_integers_of_the_input(mode: str) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)
+    program = eq.plan(conv, IMAGE).program
+    assert kinds(program) == ["quantize", "pad", "conv", "dequantize"]
+    assert program.grid_of(program.ops[1].name) is program.grid_of(program.ops[0].name)
+    left_in_float = eq.plan(conv, IMAGE, qconfig_mapping=eq.QConfigMapping().set_global(None)).program
+    assert kinds(left_in_float) == ["float"]
+
+
+class PadForTwo(nn.Module):
+    """Padding that a conv reads, and something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.pad(x, (1, 1, 1, 1))
+        return self.conv(x), torch.tanh(x)
+
+
+def test_padding_that_a_float_op_reads_too_stays_in_float() -> None:
+    program = eq.plan(PadForTwo(), IMAGE).program
+    assert {o.aten: o.reason for o in program.float_origins()}["aten.pad"] == "its input is float"
+
+
+class SharedNorm(nn.Module):
+    """Two convs with one batch norm; the right one's output may be read by an addition too."""
+
+    def __init__(self, read_twice: bool) -> None:
+        super().__init__()
+        self.left, self.right, self.bn = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.read_twice = read_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        right = self.right(x)
+        y = self.bn(self.left(x)) + self.bn(right)
+        return y + right if self.read_twice else y
+
+
+def test_a_shared_batch_norm_is_folded_into_each_of_its_convs_or_into_none() -> None:
+    planned = eq.plan(SharedNorm(False), IMAGE)
+    assert planned.folded == ("bn", "bn") and kinds(planned.program).count("conv") == 2
+    right_in_float = eq.plan(
+        SharedNorm(False), IMAGE, qconfig_mapping=eq.QConfigMapping().set_module_name("right", None)
+    )
+    reasons = {row.op: row.reason for row in right_in_float.rows()}
+    assert right_in_float.folded == () and reasons["left"] == "its bn also follows right, which stays in float"
+    read_twice = eq.plan(SharedNorm(True), IMAGE)
+    reasons = {row.op: row.reason for row in read_twice.rows()}
+    assert read_twice.folded == () and reasons["left"] == "its bn is called again where it cannot be folded"

@@ -19,7 +19,7 @@ ORDER = [
     ["program", "program_hash", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],
-    ["plan_table"],
+    ["plan_table", "float_reasons"],
     ["planning", "interpreter"],
     ["simulate", "lowering"],
     ["train"],

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from edgeqat.errors import PlanError
+from edgeqat.float_reasons import FloatReasons
 from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
 from edgeqat.graph.fuse import FusedGraph, Refusal, Region, fuse
@@ -143,7 +144,8 @@ class _Planner:
     """
 
     def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...], batch_norm: str) -> None:
-        self.fused, self.mapping, self.rules, self.batch_norm = fused, mapping, rules, batch_norm
+        self.fused, self.rules, self.batch_norm = fused, rules, batch_norm
+        self.reasons = FloatReasons(fused, mapping, rules)
         self.captured = fused.captured
         mapping.check_used([(o.module, o.type) for r in fused.regions for o in r.origins])
         self.ops: list[Op] = []
@@ -166,13 +168,13 @@ class _Planner:
         if region.identity and source is not None and not self._is_pending(source):
             self.named[region.anchor] = self._name_of(source)
             return
-        qconfig = self.mapping.lookup(region.origins[0].module, region.origins[0].type)
-        reason = self._why_float(region, qconfig)
+        reason = self._why_float(region)
         if reason:
             self.pending.append((region, reason))
             for i, node in enumerate(region.outputs):
                 self.named[node] = region.name if len(region.outputs) == 1 else f"{region.name}:{i}"
             return
+        qconfig = self.reasons.qconfig_of(region)
         assert region.form is not None and qconfig is not None
         self._flush()
         self._integer(region, region.form, qconfig)
@@ -195,28 +197,15 @@ class _Planner:
         # What is collected for a float island gets its value when the island is written down.
         return node in self.named and self.named[node] not in self.values
 
-    def _why_float(self, region: Region, qconfig: QConfig | None) -> str:
+    def _why_float(self, region: Region) -> str:
         """The reason why a region stays in float, "" if it runs in integers."""
-        outside = [self.captured.outside[n.name] for n in region.nodes if n.name in self.captured.outside]
-        if outside:
-            return outside[0]
-        if region.identity:
-            return "it is nothing in eval mode, and its input is float"
-        if region.form is None:
-            return region.reason
-        if qconfig is None:
-            return "its QConfig is None"
-        for rule in self.rules:
-            if region.form.kind not in rule.kinds:
-                return f"{rule.name} has no integer {region.form.kind.value}"
-            attrs = region.form.attrs
-            uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad
-            if rule.counts_padding and uncounted:
-                return f"{rule.name} counts the padding in averages"
-        if region.form.kind not in (Kind.CONV, Kind.LINEAR):
-            gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs]
-            if not any(gridded) or (region.form.kind in PASSTHROUGH and not all(gridded)):
-                return "its input is float"
+        reason = self.reasons.of(region)
+        if reason or self.reasons.brings_in(region):
+            return reason
+        assert region.form is not None
+        gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs]
+        if not any(gridded) or (region.form.kind in PASSTHROUGH and not all(gridded)):
+            return "its input is float"
         return ""
 
     def _integer(self, region: Region, form: Form, qconfig: QConfig) -> None:

@@ -65,6 +65,10 @@ PASSTHROUGH = frozenset({Kind.MAX_POOL, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.
 """Kinds that move integers without computing new ones, so that their output has their input's grid."""
 
 
+PAD_MODES = ("constant", "reflect", "replicate", "circular")
+"""Every way of padding that moves integers and computes none."""
+
+
 @dataclass(frozen=True)
 class NoAttrs:
     """Attributes of a kind that has none."""
@@ -133,9 +137,14 @@ class PermuteAttrs:
 
 @dataclass(frozen=True)
 class PadAttrs:
-    """Padding with real zeros, (before, after) for every dimension, the batch included."""
+    """Padding, (before, after) for every dimension, the batch included.
+
+    `mode` is one of `PAD_MODES`, by PyTorch's names: "constant" pads with real zeros, the others with elements of the
+    tensor itself, and neither batch nor channels.
+    """
 
     padding: tuple[tuple[int, int], ...]
+    mode: str = "constant"
 
 
 @dataclass(frozen=True)

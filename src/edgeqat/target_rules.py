@@ -26,6 +26,7 @@ class Target:
         weight_bits: Widths of weight grids it can store.
         float_logits: Whether a linear layer that ends the network gives float straight from its accumulator.
         note: One line for `targets()`.
+        conv_dims: Numbers of spatial dimensions of a conv that its kernels compute exactly.
         pools_keep_grid: Whether an average pool's output is on its input's grid.
         depthwise_limit: Largest |weight| of a depthwise conv that its kernels compute exactly; None for any.
         counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
@@ -37,6 +38,7 @@ class Target:
     weight_bits: frozenset[int]
     float_logits: bool
     note: str
+    conv_dims: frozenset[int] = frozenset({1, 2, 3})
     pools_keep_grid: bool = False
     depthwise_limit: int | None = None
     counts_padding: bool = False
@@ -45,6 +47,9 @@ class Target:
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
 INT8_WEIGHTS = frozenset(range(2, 9))
+
+TORCH_CONV_DIMS = frozenset({1, 2})
+"""conv3d is off by a step in up to three of a hundred random ops with onednn, x86 and qnnpack."""
 
 FBGEMM_DEPTHWISE_LIMIT = 63
 """255 * (63 + 63) fits the 16 bits in which fbgemm's depthwise kernels add pairs of products."""
@@ -58,6 +63,7 @@ def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_paddin
         weight_bits=INT8_WEIGHTS,
         float_logits=False,
         note=note,
+        conv_dims=TORCH_CONV_DIMS,
         pools_keep_grid=True,
         depthwise_limit=depthwise_limit,
         counts_padding=counts_padding,

@@ -135,3 +135,9 @@ class InPlaceSlice(nn.Module):
 def test_an_in_place_op_without_a_functional_twin_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"found the in-place op .* at test_capture\.py:\d+"):
         capture(InPlaceSlice(), IMAGE)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_by_nothing_leaves_no_op(mode: str) -> None:
+    captured = capture(nn.Conv2d(3, 4, 1, padding_mode=mode), IMAGE)
+    assert [str(node.target) for node in captured.graph.nodes if node.op == "call_function"] == ["aten.conv2d.default"]

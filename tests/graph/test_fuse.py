@@ -181,3 +181,24 @@ def test_names_are_unique_and_follow_modules() -> None:
     names = [region.name for region in fuse(capture(edge_model(), torch.zeros(1, 3, 32, 32))).regions]
     assert len(set(names)) == len(names)
     assert {"entry_block.0", "residual_block.add", "avgpool", "fc"} <= set(names)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_a_conv_keeps_its_name_whatever_pads_before_it(mode: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.BatchNorm2d(4))
+    expected = {"0": ["0", "1"]} if mode == "zeros" else {"0.pad": ["0"], "0": ["0", "1"]}
+    assert regions(fuse(capture(model, IMAGE))) == expected
+
+
+class First(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x[0]) + x.mean()
+
+
+def test_a_conv_over_a_single_image_has_no_integer_form() -> None:
+    conv = next(r for r in fuse(capture(First(), IMAGE)).regions if r.name == "conv")
+    assert conv.reason == "its input has 3 dimensions, wanted 4: its first would be channels, not the batch"

@@ -137,6 +137,51 @@ def test_conv(name: str, zero_point: int, per_channel: bool) -> None:
     check(program, [on_grid(x, integers(5, 20, channels, 9, 9))], "QLinearConv")
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("groups", ["dense", "grouped", "depthwise"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_conv_of_any_rank_on_ties(dims: int, groups: str, seed: int) -> None:
+    """Random kernels, strides, dilations and uneven paddings, with scales that put many results on a tie."""
+    draw = torch.Generator().manual_seed(1000 * dims + seed)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    count = 1 if groups == "dense" else pick(2, 40 if groups == "depthwise" else 6)
+    per_group, outs = (1, 1) if groups == "depthwise" else (pick(1, 20), pick(1, 20))
+    kernel, stride, dilation = ([pick(1, high) for _ in range(dims)] for high in (5, 4, 3))
+    padding = tuple((pick(0, 3), pick(0, 3)) for _ in range(dims))
+    sizes = [max(pick(4, {1: 60, 2: 14, 3: 8}[dims]), d * (k - 1) + 1) for k, d in zip(kernel, dilation, strict=True)]
+    attrs = ConvAttrs(tuple(stride), padding, tuple(dilation), count)
+    shapes = zip(sizes, padding, kernel, stride, dilation, strict=True)
+    out = (count * outs, *((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, s, d in shapes))
+    weight = torch.randint(-20, 21, (count * outs, per_group, *kernel), generator=draw)
+    bias = [None, torch.randint(-200, 200, (count * outs,), generator=draw, dtype=torch.int32)][seed % 2]
+    x = grid(2.0 ** -pick(0, 9) * 1.1, pick(0, 256))
+    scale = 2 ** (torch.randn((count * outs,) if seed % 4 else (), generator=draw) - 6)
+    sharp = (x.filled()[0] * scale).flatten()[0]  # this channel's accumulators are divided by 2, 8 or 32 / 3
+    y = grid(float(sharp * [2.0, 8.0, 32 / 3][seed % 3]) * (1 + pick(-3, 4) * 2.0**-23), pick(0, 256))
+    shape = (count * per_group, *sizes)
+    program = one_op(Kind.CONV, attrs, [shape], [x], out, y, weight, scale, bias)
+    zero_point = x.per_tensor()[1]
+    low, high = max(0, zero_point - 20), min(256, zero_point + 21)
+    check(program, [on_grid(x, torch.randint(low, high, (3, *shape), generator=draw))], "QLinearConv")
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_conv_of_any_rank_beyond_2_to_the_24(dims: int) -> None:
+    channels, kernel = (1600, 3) if dims == 1 else (200, 3)
+    attrs = ConvAttrs((1,) * dims, ((1, 1),) * dims, (1,) * dims, 1)
+    x, weight = grid(0.03, 0), weights(12, 3, channels, *[kernel] * dims)
+    fan_in = weight[0].numel()
+    y = grid(0.03 * 0.005 * 73 * 147 * fan_in**0.5 / 40, 120)
+    program = one_op(
+        Kind.CONV, attrs, [(channels, *[5] * dims)], [x], (3, *[5] * dims), y, weight, torch.tensor(0.005)
+    )
+    assert accumulator_bound(program, program.ops[1]) >= 2**24
+    check(program, [on_grid(x, integers(13, 4, channels, *[5] * dims))], "QLinearConv")
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
 @pytest.mark.parametrize("gridded", [True, False], ids=["quantized output", "float output"])
@@ -195,6 +240,16 @@ def test_what_only_moves_integers(name: str) -> None:
     x = grid(0.043, 17)
     program = one_op(kind, attrs, [(6, 9, 7)], [x], shape, x)
     check(program, [on_grid(x, integers(11, 8, 6, 9, 7))], fused)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("sides", [((2, 1),), ((0, 3), (1, 0)), ((1, 2), (0, 0), (3, 1))], ids=["1d", "2d", "3d"])
+def test_padding_of_every_mode(sides: tuple[tuple[int, int], ...], mode: str) -> None:
+    x, sizes = grid(0.043, 17), (5, 4, 6)[: len(sides)]
+    out = tuple(size + before + after for size, (before, after) in zip(sizes, sides, strict=True))
+    program = one_op(Kind.PAD, PadAttrs(((0, 0), (0, 0), *sides), mode), [(3, *sizes)], [x], (3, *out), x)
+    fused = "QuantizeLinear" if mode == "circular" else "Pad"  # circular: a Concat for every dimension
+    check(program, [on_grid(x, integers(14, 4, 3, *sizes))], fused)
 
 
 @settings(max_examples=20, deadline=None)

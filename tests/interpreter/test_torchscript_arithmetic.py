@@ -6,6 +6,7 @@ there, formulas that agree everywhere else differ. On random data a wrong one pa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from edgeqat.program import (
     Kind,
     LinearAttrs,
     MaxPoolAttrs,
+    Op,
     PadAttrs,
     PermuteAttrs,
     QuantizedProgram,
@@ -127,6 +129,28 @@ def test_conv_on_ties(engine: str, name: str, per_channel: bool, draw: Generator
             check(program, [on_grid(x_grid, near_zero(z, draw, 4, *shape))], engine, tmp_path)
 
 
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
+@pytest.mark.parametrize("name", CONVS)
+def test_conv1d_on_ties(engine: str, name: str, per_channel: bool, draw: Generator, tmp_path: Path) -> None:
+    out, per_group, groups, kernel = CONVS[name]
+    for stride, dilation, pads, bias_range in (
+        (1, 1, (kernel // 2, kernel // 2), None),
+        (2, 1, (0, 0), 200),
+        (1, 2, (1, 2), 10**5),
+        (3, 1, (kernel // 2, 0), 200),
+    ):
+        attrs = ConvAttrs((stride,), (pads,), (dilation,), groups)
+        length = (29 + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+        weight = torch.randint(-20, 21, (out, per_group, kernel), generator=draw)
+        for factor in (2.0, 8.0, 32 / 3):
+            z = integer(draw, 0, 256)
+            x_grid, w_scale, y = _scales(draw, z, out if per_channel else None, factor)
+            bias = None if bias_range is None else torch.randint(-bias_range, bias_range, (out,), generator=draw).int()
+            shape = (per_group * groups, 29)
+            program = one_op(Kind.CONV, attrs, [shape], [x_grid], (out, length), y, weight, w_scale, bias)
+            check(program, [on_grid(x_grid, near_zero(z, draw, 4, *shape))], engine, tmp_path)
+
+
 def _scales(draw: Generator, z: int, out: int | None, factor: float) -> tuple[Grid, Tensor, Grid]:
     """Input grid, weight scale and an output grid in which one channel's accumulators are multiples of 1 / factor."""
     scale = torch.tensor(2 ** uniform(draw, -8, 0))
@@ -193,6 +217,37 @@ def test_add_on_all_pairs_of_integers(engine: str, draw: Generator, tmp_path: Pa
         check(program, [on_grid(grids[0], left), on_grid(grids[1], right)], engine, tmp_path)
 
 
+IDENTITY = torch.eye(5, dtype=torch.int8).reshape(5, 5, 1)
+REORDERING: dict[str, tuple[Kind, Attrs, tuple[int, int]]] = {
+    "conv1d": (Kind.CONV, ConvAttrs((1,), ((0, 0),), (1,), 1), (5, 11)),
+    "permute": (Kind.PERMUTE, PermuteAttrs((0, 2, 1)), (11, 5)),
+}
+
+
+@pytest.mark.parametrize("name", REORDERING)
+def test_add_behind_what_reorders_memory_in_three_dimensions(
+    engine: str, name: str, draw: Generator, tmp_path: Path
+) -> None:
+    """The last 37 of 165 sums follow another formula: which ones these are is a matter of the order in memory."""
+    kind, attrs, out = REORDERING[name]
+    for step in range(12):
+        scale = torch.tensor(2 ** uniform(draw, -8, 0))
+        grids = [grid(float(s), integer(draw, 0, 256)) for s in (scale, nudged(scale * 2, draw))]
+        y = grid(float(nudged(scale * [2.0, 4.0, 1.0][step % 3], draw)), integer(draw, 0, 256))
+        before = one_op(Kind.ADD, AddAttrs(), [out, out], grids, out, y, IDENTITY, torch.ones(5))
+        *quantize, add, dequantize = before.ops
+        weight = "w" if kind is Kind.CONV else None
+        moves = [Op(kind, (op.name,), (f"{op.name}.m",), attrs, weight=weight) for op in quantize]
+        add = replace(add, inputs=tuple(op.name for op in moves), weight=None)
+        values = {
+            v.name: replace(v, shape=("batch", 5, 11)) if v.name[0] == "x" else v for v in before.values.values()
+        }
+        values |= {op.name: replace(before.values[op.inputs[0]], name=op.name, shape=("batch", *out)) for op in moves}
+        program = replace(before, ops=(*quantize, *moves, add, dequantize), values=values)
+        inputs = [on_grid(g, torch.randint(0, 256, (3, 5, 11), generator=draw)) for g in grids]
+        check(program, inputs, engine, tmp_path)
+
+
 WINDOWS = [
     AveragePoolAttrs(),
     AveragePoolAttrs((2, 2), (2, 2), (0, 0)),
@@ -242,6 +297,17 @@ def test_what_moves_integers(engine: str, name: str, draw: Generator, tmp_path: 
     g = grid(0.05, 31)
     program = one_op(kind, attrs, [(6, 8, 8)], [g], sizes, g)
     check(program, [on_grid(g, torch.randint(0, 256, (3, 6, 8, 8), generator=draw))], engine, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("sides", [((2, 1),), ((0, 3), (1, 0)), ((1, 2), (0, 0), (3, 1))], ids=["1d", "2d", "3d"])
+def test_padding_of_every_mode(
+    engine: str, sides: tuple[tuple[int, int], ...], mode: str, draw: Generator, tmp_path: Path
+) -> None:
+    g, sizes = grid(0.05, 31), (5, 4, 6)[: len(sides)]
+    out = tuple(size + before + after for size, (before, after) in zip(sizes, sides, strict=True))
+    program = one_op(Kind.PAD, PadAttrs(((0, 0), (0, 0), *sides), mode), [(3, *sizes)], [g], (3, *out), g)
+    check(program, [on_grid(g, torch.randint(0, 256, (4, 3, *sizes), generator=draw))], engine, tmp_path)
 
 
 def test_uneven_padding_stride_and_dilation(engine: str, draw: Generator, tmp_path: Path) -> None:

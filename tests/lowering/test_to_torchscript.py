@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import InputError, PlanError
@@ -65,6 +65,36 @@ def test_one_plan_serves_both_runtimes(tmp_path: Path) -> None:
     made = converted(shake(SmallNet()), ["onnxruntime", "torchscript"])
     for runtime in ("onnxruntime", "torchscript"):
         assert eq.verify(eq.lower(made, runtime, tmp_path / runtime), made, [IMAGE]).bit_identical == 1.0
+
+
+class Sequence1d(nn.Module):
+    """Conv1d with a residual sum of 3-d values, one of them transposed, whose element counts fill no block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(3, 7, 3, padding=1, padding_mode="circular"), nn.BatchNorm1d(7)
+        self.conv2, self.bn2 = nn.Conv1d(7, 7, 2, padding="same", groups=7), nn.BatchNorm1d(7)
+        self.fc = nn.Linear(7 * 13, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        z = (x + y).transpose(1, 2) + y.transpose(1, 2)
+        return self.fc(z.flatten(1))
+
+
+@EXACT
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("engine", EXACT_ENGINES)
+def test_a_network_over_sequences_is_exact(engine: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 3, 13)
+    made = converted(shake(Sequence1d()), "portable", x)
+    assert made.float_origins() == []
+    for runtime in ("onnxruntime", "torchscript"):
+        artifact = eq.lower(made, runtime, tmp_path / runtime)
+        found = eq.verify(artifact, made, [x, x[:1]], engine=engine if runtime == "torchscript" else None)
+        assert (found.bit_identical, found.max_error_steps, found.first_difference) == (1.0, 0.0, None)
 
 
 def test_manifest_names_engine_and_arithmetics(artifact: eq.Artifact, program: eq.QuantizedProgram) -> None:
@@ -178,6 +208,14 @@ def test_a_program_that_was_planned_without_torchscript(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="was not planned for torchscript .*; name it among the targets of prepare"):
         eq.lower(made, "torchscript", tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_conv3d_that_was_planned_for_another_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    volume = torch.randn(2, 3, 5, 5, 5)
+    made = converted(nn.Sequential(nn.Conv3d(3, 4, 3)), "onnxruntime", volume)
+    with pytest.raises(PlanError, match=r"not planned for torchscript \(0 is an integer conv3d\)"):
+        eq.lower(made, "torchscript", tmp_path / "a")
 
 
 def test_a_file_for_one_engine_may_use_all_of_its_depthwise_weights(tmp_path: Path) -> None:

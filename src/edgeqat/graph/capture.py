@@ -269,7 +269,7 @@ def _make_functional(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_module" or (node.op == "call_function" and "_assert" in str(node.target)):
             graph.erase_node(node)  # export's guard on the inputs' sizes: our own check replaces it
-        elif node.target in NO_OPS or _slices_nothing(node):
+        elif node.target in NO_OPS or _slices_nothing(node) or _pads_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target in IN_PLACE:
@@ -290,6 +290,12 @@ def _slices_nothing(node: fx.Node) -> bool:
         return False
     _, _, start, stop, *step = node.args
     return start in (None, 0) and stop in (None, 2**63 - 1) and step in ([], [1])
+
+
+def _pads_nothing(node: fx.Node) -> bool:
+    """Whether a node is the padding by zero elements of a conv with a padding_mode and no padding."""
+    pads: Any = node.args[1] if node.target is aten.pad.default else None
+    return pads is not None and not any(pads)
 
 
 def _mutates(target: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeqat.program import (
+    PAD_MODES,
     AddAttrs,
     Attrs,
     AveragePoolAttrs,
@@ -54,7 +55,7 @@ def form_of(node: fx.Node) -> Form | str:
     """The integer form of `node`, or the reason why it has none."""
     handler = FORMS.get(node.target)
     if handler is None:
-        return f"{str(node.target).removesuffix('.default')} has no integer form here"
+        return f"{_op_name(node)} has no integer form here"
     if not _is_float32(node):
         return f"its result is {node.meta['val'].dtype}, not float32"
     form = handler(node, _arguments(node))
@@ -82,6 +83,10 @@ def activation_of(node: fx.Node) -> str | None:
     return None
 
 
+def _op_name(node: fx.Node) -> str:
+    return str(node.target).removesuffix(".default").removesuffix(".input")
+
+
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """A node's arguments by their schema name, defaults filled in."""
     schema = node.target._schema  # type: ignore[union-attr]
@@ -100,23 +105,39 @@ def _parameter(item: Any) -> str | None:
     return str(item.target) if isinstance(item, fx.Node) and item.op == "get_attr" else None
 
 
-def _pair(value: Any, n: int = 2) -> tuple[int, ...]:
+def _per_dim(value: Any, n: int = 2) -> tuple[int, ...]:
+    """An argument for each of n spatial dimensions, of which ATen also takes one for all."""
     return (value,) * n if isinstance(value, int) else tuple(value) if len(value) == n else (value[0],) * n
 
 
-def _conv2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
+def _conv(node: fx.Node, a: dict[str, Any]) -> Form | str:
     weight, bias = _parameter(a["weight"]), _parameter(a["bias"])
     if weight is None or (a["bias"] is not None and bias is None):
         return "its weight or bias is computed, not a parameter"
-    dilation = _pair(a["dilation"])
+    rank, found = a["weight"].meta["val"].dim(), a["input"].meta["val"].dim()
+    if found != rank:
+        return f"its input has {found} dimensions, wanted {rank}: its first would be channels, not the batch"
+    dims = rank - 2
+    dilation = _per_dim(a["dilation"], dims)
     if isinstance(a["padding"], str):
         kernel = a["weight"].meta["val"].shape[2:]
         total = [d * (k - 1) if a["padding"] == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         padding = tuple((t // 2, t - t // 2) for t in total)
     else:
-        padding = tuple((p, p) for p in _pair(a["padding"]))
-    attrs = ConvAttrs(_pair(a["stride"]), padding, dilation, a["groups"])
+        padding = tuple((p, p) for p in _per_dim(a["padding"], dims))
+    attrs = ConvAttrs(_per_dim(a["stride"], dims), padding, dilation, a["groups"])
     return Form(Kind.CONV, attrs, (a["input"],), weight, bias)
+
+
+def _conv_transpose(node: fx.Node, a: dict[str, Any]) -> Form | str:
+    return f"{_op_name(node)} has no integer form here: ONNX Runtime has no kernel for it"
+
+
+def _batch_norm(node: fx.Node, a: dict[str, Any]) -> Form | str:
+    """Of those that are no module in the captured graph; `fuse` folds the others."""
+    if a["running_mean"] is None:
+        return "it normalises by the statistics of each batch"
+    return "it is called as a function; nn.BatchNorm1d, 2d or 3d would be folded"
 
 
 def _linear(node: fx.Node, a: dict[str, Any]) -> Form | str:
@@ -144,7 +165,7 @@ def _add(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 def _adaptive_avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
     x = a["self"]
-    size, out = tuple(x.meta["val"].shape[2:]), _pair(a["output_size"])
+    size, out = tuple(x.meta["val"].shape[2:]), _per_dim(a["output_size"])
     if x.meta["val"].dim() != 4:
         return "its input is not [N, C, H, W]"
     if out == (1, 1):
@@ -165,10 +186,10 @@ def _mean(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 
 def _avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
-    kernel = _pair(a["kernel_size"])
+    kernel = _per_dim(a["kernel_size"])
     if a["divisor_override"] is not None:
         return "it overrides the divisor"
-    stride, padding = _pair(a["stride"]) if a["stride"] else kernel, _pair(a["padding"])
+    stride, padding = _per_dim(a["stride"]) if a["stride"] else kernel, _per_dim(a["padding"])
     sizes = a["self"].meta["val"].shape[2:]
     if a["ceil_mode"] and any((s + 2 * p - k) % t for s, p, k, t in zip(sizes, padding, kernel, stride, strict=True)):
         # PyTorch and ONNX count the elements of a window that hangs over the edge differently.
@@ -178,9 +199,9 @@ def _avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 
 def _max_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
-    kernel = _pair(a["kernel_size"])
-    stride = _pair(a["stride"]) if a["stride"] else kernel
-    attrs = MaxPoolAttrs(kernel, stride, _pair(a["padding"]), _pair(a["dilation"]), a["ceil_mode"])
+    kernel = _per_dim(a["kernel_size"])
+    stride = _per_dim(a["stride"]) if a["stride"] else kernel
+    attrs = MaxPoolAttrs(kernel, stride, _per_dim(a["padding"]), _per_dim(a["dilation"]), a["ceil_mode"])
     return Form(Kind.MAX_POOL, attrs, (a["self"],))
 
 
@@ -220,20 +241,30 @@ def _slice(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 def _pad(node: fx.Node, a: dict[str, Any]) -> Form | str:
     mode, value = a.get("mode", "constant"), a["value"]
-    if mode != "constant" or (value is not None and value != 0):
-        return f"it pads with mode {mode!r}, value {value}; wanted zeros"
+    if mode not in PAD_MODES or (mode == "constant" and value is not None and value != 0):
+        return f"it pads with mode {mode!r}, value {value}; wanted zeros or {', '.join(PAD_MODES[1:])}"
     rank, flat = node.meta["val"].dim(), list(a["pad"])
+    if mode != "constant" and len(flat) != 2 * (rank - 2):
+        return f"it pads {len(flat) // 2} of {rank} dimensions with mode {mode!r}, wanted all but batch and channels"
     pads = [(0, 0)] * rank
     for i in range(len(flat) // 2):
         pads[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
     if min(min(p) for p in pads) < 0:
         return "it crops by negative padding"
-    return Form(Kind.PAD, PadAttrs(tuple(pads)), (a["self"],))
+    return Form(Kind.PAD, PadAttrs(tuple(pads), mode), (a["self"],))
 
 
 FORMS: Mapping[Any, Callable[[fx.Node, dict[str, Any]], Form | str]] = {
-    aten.conv2d.default: _conv2d,
-    aten.conv2d.padding: _conv2d,
+    aten.conv1d.default: _conv,
+    aten.conv1d.padding: _conv,
+    aten.conv2d.default: _conv,
+    aten.conv2d.padding: _conv,
+    aten.conv3d.default: _conv,
+    aten.conv3d.padding: _conv,
+    aten.conv_transpose1d.default: _conv_transpose,
+    aten.conv_transpose2d.input: _conv_transpose,
+    aten.conv_transpose3d.input: _conv_transpose,
+    aten.batch_norm.default: _batch_norm,
     aten.linear.default: _linear,
     aten.add.Tensor: _add,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,

@@ -108,7 +108,7 @@ def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> Fuse
         taken.update(region.nodes)
         regions.append(region)
     regions.sort(key=lambda r: position[r.nodes[-1]])
-    fused = FusedGraph(captured, tuple(regions), tuple(refusals))
+    fused = FusedGraph(captured, tuple(regions), tuple(dict.fromkeys(refusals)))
     for group in fusions:
         _require(fused, list(group))
     return fused
@@ -143,15 +143,16 @@ def _grow(
     captured: CapturedGraph, node: fx.Node, position: Mapping[fx.Node, int], refusals: list[Refusal], names: _Names
 ) -> Region:
     origin = captured.origins[node.name]
-    # A library module (Conv2d) lends its name to what it computes; in a user's module the op is named too.
-    known = hasattr(nn, origin.type) and origin.module
     op = origin.aten.removeprefix("aten.").split(".")[0].strip("_")
+    # A library module (Conv2d) lends its name to what it computes; in a user's module the op is named too. So is the
+    # padding that a conv with padding_mode="reflect" does before it.
+    known = hasattr(nn, origin.type) and origin.module and not (op == "pad" and origin.type.startswith("Conv"))
     name = names.unique(origin.module if known else f"{origin.module}.{op}".lstrip("."))
     if node.op == "call_module":
         module = captured.root.get_submodule(str(node.target))
         if isinstance(module, nn.modules.dropout._DropoutNd):
             return Region(name, (node,), None, None, None, "", (origin,), identity=True)
-        return Region(name, (node,), None, None, None, "no conv or linear to fold it into", (origin,))
+        return Region(name, (node,), None, None, None, _why_not_folded(node, refusals), (origin,))
     if isinstance(node.meta.get("val"), (tuple, list)):
         items = sorted(node.users, key=position.__getitem__)
         reason = f"{origin.aten} has several outputs and no integer form here"
@@ -179,6 +180,13 @@ def _why_alone(node: fx.Node) -> str:
         others = ", ".join(user.name for user in source.users if user is not node)
         return f"its input is also read by {others}"
     return f"{source.name} before it is no conv, linear or add"
+
+
+def _why_not_folded(node: fx.Node, refusals: list[Refusal]) -> str:
+    for refusal in refusals:
+        if refusal.name == node.target:
+            return refusal.reason
+    return f"not folded: {node.all_input_nodes[0].name} before it is no conv or linear with an integer form"
 
 
 def _foldable_batch_norm(

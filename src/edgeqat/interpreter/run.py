@@ -7,6 +7,7 @@ sum stays below 2**24; an op that could exceed that accumulates in float64 inste
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -33,6 +34,9 @@ __all__ = ["Interpreter", "accumulator_bound", "reference"]
 
 EXACT_FLOAT32 = 2**24
 """Integers up to this are exact in float32."""
+
+CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of spatial dimensions."""
 
 
 @overload
@@ -182,7 +186,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: ConvAttrs) 
     if any(before != after for before, after in attrs.padding):
         x = F.pad(x, [side for pair in reversed(attrs.padding) for side in pair])
         padding = (0,) * len(padding)
-    return F.conv2d(x, weight, bias, attrs.stride, padding, attrs.dilation, attrs.groups)
+    convolve = CONVOLUTIONS[len(attrs.stride)]
+    result: Tensor = convolve(x, weight, bias, attrs.stride, padding, attrs.dilation, attrs.groups)
+    return result
 
 
 def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
@@ -195,6 +201,8 @@ def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
     if isinstance(attrs, PermuteAttrs):
         return x.permute(attrs.dims)
     if isinstance(attrs, PadAttrs):
+        if attrs.mode != "constant":
+            return F.pad(x, [side for pair in reversed(attrs.padding[2:]) for side in pair], attrs.mode)
         return F.pad(x, [side for pair in reversed(attrs.padding) for side in pair], value=float(zero_point))
     if isinstance(attrs, SliceAttrs):
         index = [slice(None)] * x.dim()

@@ -48,6 +48,9 @@ __all__ = ["OPSET", "payload_bytes", "spell", "spell_model", "taps_suffix"]
 OPSET = 18
 IR_VERSION = 8
 
+INT32_MAX = 2**31 - 1
+"""Where a slice ends that runs to the end."""
+
 
 def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
     """The ONNX file of a program; `engine` is of no meaning here.
@@ -255,15 +258,40 @@ class _Speller:
         elif isinstance(a, PermuteAttrs):
             self._node("Transpose", [x], op.name, perm=list(a.dims))
         elif isinstance(a, SliceAttrs):
-            stop = 2**31 - 1 if a.stop is None else a.stop
+            stop = INT32_MAX if a.stop is None else a.stop
             bounds = [self._constant(np.array([v], np.int64)) for v in (a.start, stop, a.dim, a.step)]
             self._node("Slice", [x, *bounds], op.name)
         elif isinstance(a, PadAttrs):
-            pads = [before for before, _ in a.padding] + [after for _, after in a.padding]
-            zero_point = self._grid(x)[1]
-            self._node("Pad", [x, self._constant(np.array(pads, np.int64)), zero_point], op.name)
+            self._pad(x, op.name, a)
         else:
             raise EdgeqatError(f"{op.name}: no ONNX spelling for kind {op.kind.value}")
+
+    def _pad(self, x: str, name: str, a: PadAttrs) -> None:
+        if a.mode == "circular":
+            self._wrap(x, name, a)
+            return
+        pads = self._constant(np.array([side for sides in zip(*a.padding, strict=True) for side in sides], np.int64))
+        if a.mode == "constant":
+            self._node("Pad", [x, pads, self._grid(x)[1]], name)
+        else:
+            self._node("Pad", [x, pads], name, mode={"reflect": "reflect", "replicate": "edge"}[a.mode])
+
+    def _wrap(self, x: str, name: str, a: PadAttrs) -> None:
+        """Circular padding, a dimension at a time: Pad's own mode for it came with a later opset."""
+        dims = [dim for dim, sides in enumerate(a.padding) if any(sides)]
+        for dim in dims:
+            before, after = a.padding[dim]
+            head = [self._cut(x, dim, -before, INT32_MAX)] if before else []
+            tail = [self._cut(x, dim, 0, after)] if after else []
+            result = name if dim == dims[-1] else self._fresh("p")
+            self._node("Concat", [*head, x, *tail], result, axis=dim)
+            x = result
+
+    def _cut(self, x: str, dim: int, start: int, stop: int) -> str:
+        result = self._fresh("s")
+        bounds = [self._constant(np.array([v], np.int64)) for v in (start, stop, dim)]
+        self._node("Slice", [x, *bounds], result)
+        return result
 
     # Grids.
 

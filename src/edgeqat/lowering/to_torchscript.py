@@ -1,9 +1,9 @@
 """Spelling a quantized program in TorchScript, over torch's INT8 kernels: traced, frozen, saved.
 
-Every value with a grid is a quint8 tensor; 4-d ones are kept in channels-last order, as the kernels want them, which
-also fixes the order of memory that fbgemm's additions depend on. Weights are qint8 and packed when the file is
-loaded, for the engine that is set then, so one file serves all engines; biases are float32, at the very value that
-stands for the program's integers.
+Every value with a grid is a quint8 tensor; 4-d ones are kept in channels-last order, as the kernels want them, others
+contiguous, which also fixes the order of memory that fbgemm's additions depend on. Weights are qint8 and packed when
+the file is loaded, for the engine that is set then, so one file serves all engines; biases are float32, at the very
+value that stands for the program's integers.
 
 The saved archive is written again without debug records, which are larger than the code and hold paths of the machine,
 and without the counter that torch puts into class names: the same program gives the same bytes.
@@ -49,7 +49,7 @@ PERMANENT = (1980, 1, 1, 0, 0, 0)
 """The date of every record in the archive."""
 
 REORDERED = frozenset({Kind.QUANTIZE, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE})
-"""Kinds after which a value need not be in channels-last order; the kernels keep that order."""
+"""Kinds after which a value need not be in its order of memory; the kernels keep that order, but for conv1d."""
 
 
 def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
@@ -89,6 +89,8 @@ def _check_planned(program: QuantizedProgram, target: str) -> None:
             found = f"{op.name} gives float logits"
         elif op.kind is Kind.AVERAGE_POOL and program.grid_of(op.name) is not program.grid_of(op.inputs[0]):
             found = f"{op.name} does not keep its input's grid"
+        elif isinstance(op.attrs, ConvAttrs) and len(op.attrs.stride) not in rule.conv_dims:
+            found = f"{op.name} is an integer conv{len(op.attrs.stride)}d"
         elif isinstance(op.attrs, ConvAttrs) and op.weight is not None and rule.depthwise_limit is not None:
             const = program.consts[op.weight]
             assert const.data is not None
@@ -146,9 +148,7 @@ class _Program(nn.Module):
         if op.kind is Kind.DEQUANTIZE:
             return (args[0].dequantize(),)
         result = self._integer(index, op, args)
-        if op.kind in REORDERED and result.dim() == 4:
-            result = result.contiguous(memory_format=torch.channels_last)
-        return (result,)
+        return (_in_order(op, result),)
 
     def _integer(self, index: int, op: Op, args: list[Tensor]) -> Tensor:
         grid = self.program.grid_of(op.name).per_tensor()
@@ -157,7 +157,8 @@ class _Program(nn.Module):
             result = torch.quantize_per_tensor(args[0], *grid, torch.quint8)
         elif op.kind is Kind.CONV:
             x = _pad_unevenly(args[0], op.attrs)
-            result = torch.ops.quantized.conv2d(x, getattr(self, f"packed{index}"), *grid)
+            convolve = torch.ops.quantized.conv1d if x.dim() == 3 else torch.ops.quantized.conv2d
+            result = convolve(x, getattr(self, f"packed{index}"), *grid)
         elif op.kind is Kind.LINEAR:
             result = torch.ops.quantized.linear(args[0], getattr(self, f"packed{index}"), *grid)
         elif op.kind is Kind.ADD:
@@ -183,8 +184,18 @@ def _pack(program: QuantizedProgram, op: Op) -> Any:
     if not isinstance(op.attrs, ConvAttrs):
         return torch.ops.quantized.linear_prepack(weight, bias)
     a = op.attrs
-    padding = [0, 0] if _is_uneven(a) else [before for before, _ in a.padding]
-    return torch.ops.quantized.conv2d_prepack(weight, bias, list(a.stride), padding, list(a.dilation), a.groups)
+    padding = [0 if _is_uneven(a) else before for before, _ in a.padding]
+    prepack = torch.ops.quantized.conv1d_prepack if len(a.stride) == 1 else torch.ops.quantized.conv2d_prepack
+    return prepack(weight, bias, list(a.stride), padding, list(a.dilation), a.groups)
+
+
+def _in_order(op: Op, result: Tensor) -> Tensor:
+    """A value in the order of memory that `Fbgemm.add` and its like take for granted."""
+    if result.dim() == 4 and op.kind in REORDERED:
+        return result.contiguous(memory_format=torch.channels_last)
+    if result.dim() in (3, 5) and (op.kind in REORDERED or op.kind is Kind.CONV):  # conv1d leaves its channels last
+        return result.contiguous()
+    return result
 
 
 def _is_uneven(attrs: ConvAttrs) -> bool:
@@ -210,6 +221,8 @@ def _move(op: Op, x: Tensor) -> Tensor:
         return x.reshape(a.shape)
     if isinstance(a, PermuteAttrs):
         return x.permute(a.dims)
+    if isinstance(a, PadAttrs) and a.mode != "constant":
+        return _pad_with_itself(x, a)
     if isinstance(a, PadAttrs):
         return F.pad(x, [side for pair in reversed(a.padding) for side in pair])  # with the real zero
     if isinstance(a, SliceAttrs):
@@ -217,6 +230,22 @@ def _move(op: Op, x: Tensor) -> Tensor:
         index[a.dim] = slice(a.start, a.stop, a.step)
         return x[tuple(index)]
     raise EdgeqatError(f"{op.name}: no TorchScript spelling for kind {op.kind.value}")
+
+
+def _pad_with_itself(x: Tensor, attrs: PadAttrs) -> Tensor:
+    """Padding with elements of the tensor, each dimension by their indexes: F.pad has no quantized form of it."""
+    for dim, (before, after) in enumerate(attrs.padding):
+        if before or after:
+            size = x.shape[dim]
+            index = torch.arange(-before, size + after)
+            if attrs.mode == "reflect":
+                index = (size - 1) - ((size - 1) - index.abs()).abs()
+            elif attrs.mode == "replicate":
+                index = index.clamp(0, size - 1)
+            else:
+                index = index % size
+            x = x.index_select(dim, index)
+    return x
 
 
 def _trace(module: _Program, program: QuantizedProgram, engine: str) -> Any:

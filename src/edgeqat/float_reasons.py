@@ -1,0 +1,83 @@
+"""Why a region stays in float: what the user, the op itself or a target's rules say, whatever grids there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from edgeqat.graph.fuse import FusedGraph, Region
+from edgeqat.program import AveragePoolAttrs, ConvAttrs, Kind
+from edgeqat.qconfig import QConfig, QConfigMapping
+from edgeqat.target_rules import Target
+
+__all__ = ["FloatReasons"]
+
+
+class FloatReasons:
+    """Answers for the regions of one graph, under one mapping and one list of targets."""
+
+    def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: Sequence[Target]) -> None:
+        self._fused, self._mapping, self._rules = fused, mapping, rules
+        self._region_of: dict[fx.Node, Region] = {node: r for r in fused.regions for node in r.nodes}
+
+    def qconfig_of(self, region: Region) -> QConfig | None:
+        """The settings of a region; padding for convs alone is on the grid that the first of them asks for."""
+        readers = self._convs_padded_by(region)
+        origin = (readers[0] if readers else region).origins[0]
+        return self._mapping.lookup(origin.module, origin.type)
+
+    def of(self, region: Region) -> str:
+        """The reason why a region cannot run in integers, "" where only its inputs may still prevent it."""
+        return self._own(region) or self._of_norm(region)
+
+    def brings_in(self, region: Region) -> bool:
+        """Whether a region's float input becomes integers before it, not after: a conv, a linear, padding for convs.
+
+        Padding then only moves the integers of what it pads, and the values behind it stay exact.
+        """
+        weighted = region.form is not None and region.form.kind in (Kind.CONV, Kind.LINEAR)
+        return weighted or bool(self._convs_padded_by(region))
+
+    def _own(self, region: Region) -> str:
+        outside = [self._fused.captured.outside.get(node.name, "") for node in region.nodes]
+        if any(outside):
+            return next(filter(None, outside))
+        if region.identity:
+            return "it is nothing in eval mode, and its input is float"
+        if region.form is None:
+            return region.reason
+        if self.qconfig_of(region) is None:
+            return "its QConfig is None"
+        attrs = region.form.attrs
+        for rule in self._rules:
+            if region.form.kind not in rule.kinds:
+                return f"{rule.name} has no integer {region.form.kind.value}"
+            if isinstance(attrs, ConvAttrs) and len(attrs.stride) not in rule.conv_dims:
+                return f"{rule.name} has no exact integer conv{len(attrs.stride)}d"
+            uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad
+            if rule.counts_padding and uncounted:
+                return f"{rule.name} counts the padding in averages"
+        return ""
+
+    def _of_norm(self, region: Region) -> str:
+        """Why a batch norm cannot be folded after all: another call of it, which stays in float, needs it whole."""
+        if region.batch_norm is None:
+            return ""
+        norm = region.batch_norm.target
+        for other in self._fused.regions:
+            if not any(node.target == norm for node in other.nodes):
+                continue
+            if other.batch_norm is None:
+                return f"its {norm} is called again where it cannot be folded"
+            if self._own(other):
+                return f"its {norm} also follows {other.name}, which stays in float"
+        return ""
+
+    def _convs_padded_by(self, region: Region) -> list[Region]:
+        """The convs that read what a region pads; none if anything else reads it, or if one of them stays in float."""
+        if region.form is None or region.form.kind is not Kind.PAD:
+            return []
+        readers = [self._region_of.get(user) for user in region.outputs[0].users]
+        convs = [r for r in readers if r is not None and r.form is not None and r.form.kind is Kind.CONV]
+        return convs if len(convs) == len(readers) and not any(self.of(conv) for conv in convs) else []
