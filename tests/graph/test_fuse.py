@@ -183,6 +183,22 @@ def test_names_are_unique_and_follow_modules() -> None:
     assert {"entry_block.0", "residual_block.add", "avgpool", "fc"} <= set(names)
 
 
+class OneBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        self.other.bias = self.conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.bn(self.conv(x)))
+
+
+def test_a_bias_used_twice_takes_no_batch_norm() -> None:
+    """Folding would change the other conv's bias too."""
+    (refusal,) = fuse(capture(OneBias(), IMAGE)).refusals
+    assert refusal.name == "bn" and refusal.reason.endswith("bias is used more than once")
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_a_conv_keeps_its_name_whatever_pads_before_it(mode: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.BatchNorm2d(4))

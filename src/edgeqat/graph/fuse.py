@@ -201,10 +201,10 @@ def _foldable_batch_norm(
         return None
     module = _batch_norm(captured, found[0])
     assert module is not None
-    weight = next(n for n in node.all_input_nodes if n.op == "get_attr" and n.target == form.weight)
-    if sum(1 for user in weight.users) > 1:
-        refusals.append(Refusal(str(found[0].target), f"not folded: {form.weight} is used more than once"))
-        return None
+    for parameter in filter(None, (form.weight, form.bias)):
+        if sum(len(n.users) for n in captured.graph.nodes if n.op == "get_attr" and n.target == parameter) > 1:
+            refusals.append(Refusal(str(found[0].target), f"not folded: {parameter} is used more than once"))
+            return None
     return found[0]
 
 
