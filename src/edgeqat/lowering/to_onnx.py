@@ -48,6 +48,14 @@ __all__ = ["OPSET", "payload_bytes", "spell", "spell_model", "taps_suffix"]
 OPSET = 18
 IR_VERSION = 8
 
+ORT_QUANTIZES = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Float layers whose weights ONNX Runtime quantizes by itself where they stand between integers."""
+
+ORT_SEES_THROUGH = frozenset(
+    {"Dropout", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Ops that its optimiser removes, merges into the layer, or behind which it moves the DequantizeLinear before them."""
+
 INT32_MAX = 2**31 - 1
 """Where a slice ends that runs to the end."""
 
@@ -156,7 +164,7 @@ class _Speller:
     def _op(self, op: Op) -> None:
         if op.kind is Kind.FLOAT:
             nodes, initializers = self.islands.inline(op, self._fresh("i"))
-            self.nodes += nodes
+            self._float_island(op, nodes)
             self.initializers |= {t.name: t for t in initializers}
         elif op.kind is Kind.QUANTIZE:
             self._quantize(op.inputs[0], op.name)
@@ -170,6 +178,24 @@ class _Speller:
             self._average_pool(op)
         else:
             self._move(op)
+
+    def _float_island(self, op: Op, nodes: Sequence[Any]) -> None:
+        """Adds an island's nodes, guarding layers over dequantized values: ONNX Runtime would quantize their weights.
+
+        It takes every Conv, ConvTranspose and Gemm between a DequantizeLinear and a QuantizeLinear for a quantized
+        layer whose weights were forgotten. A Clip at the lowest float changes nothing and keeps them apart.
+        """
+        makers = {name: maker.kind for maker in self.program.ops for name in maker.outputs}
+        dequantized = {name for name in op.inputs if makers.get(name) is Kind.DEQUANTIZE}
+        for node in nodes:
+            if node.op_type in ORT_QUANTIZES and node.input[0] in dequantized:
+                guarded = self._fresh("g")
+                lowest = self._constant(np.asarray(np.finfo(np.float32).min, np.float32))
+                self._node("Clip", [node.input[0], lowest], guarded)
+                node.input[0] = guarded
+            elif node.op_type in ORT_SEES_THROUGH and node.input[0] in dequantized:
+                dequantized.update(node.output)
+            self.nodes.append(node)
 
     # Computing ops: DequantizeLinear -> op -> QuantizeLinear.
 
