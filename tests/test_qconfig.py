@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -85,11 +88,98 @@ def test_plain_observers_are_translated() -> None:
     assert found == eq.QConfig(eq.ActivationConfig(observer="moving_average"), eq.WeightConfig(per_channel=True))
 
 
+WEIGHT = MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+
+
+def fails() -> None:
+    raise OSError("no\nfile")
+
+
+class Own:
+    """An observer of no library."""
+
+    quant_min, quant_max = 0, 15
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(1), torch.zeros(1)
+
+
+@pytest.mark.parametrize("name", ["minmax", "moving_average", "histogram", "percentile", "mse"])
+def test_activation_observers_have_names(name: str) -> None:
+    config = eq.ActivationConfig(observer=name)
+    assert config.observer_name == name and config == eq.ActivationConfig(observer=name)
+
+
+@pytest.mark.parametrize("name", ["minmax", "mse", "percentile"])
+def test_weight_observers_have_names(name: str) -> None:
+    assert eq.WeightConfig(observer=name).observer == name
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (Own, "Own"),
+        (functools.partial(Own), "Own"),
+        (HistogramObserver.with_args(bins=512), "HistogramObserver"),
+        (FakeQuantize.with_args(observer=HistogramObserver, quant_min=0, quant_max=255), "HistogramObserver"),
+        (lambda: Own(), "<lambda>"),
+    ],
+)
+def test_an_observer_may_be_what_makes_one(factory: Any, name: str) -> None:
+    config = eq.ActivationConfig(observer=factory)
+    assert config.observer_name == name
+    assert config == eq.ActivationConfig(observer=factory) and hash(config) == hash(eq.ActivationConfig(8, factory))
+    assert config != eq.ActivationConfig() and config != eq.ActivationConfig(observer=lambda: Own())
+
+
+@pytest.mark.parametrize(
+    ("factory", "bits"),
+    [
+        (Own, 4),
+        (HistogramObserver.with_args(bins=512), 8),
+        (MovingAverageMinMaxObserver.with_args(averaging_constant=0.5), 8),
+    ],
+    ids=["own class", "bins", "averaging constant"],
+)
+def test_what_has_no_name_of_ours_stays_a_factory(factory: Any, bits: int) -> None:
+    found = as_qconfig(TorchQConfig(activation=factory, weight=WEIGHT))
+    assert found == eq.QConfig(eq.ActivationConfig(bits=bits, observer=factory), eq.WeightConfig(per_channel=False))
+
+
+def test_a_class_that_only_shares_its_name_with_torch_s_is_not_taken_for_it() -> None:
+    factory = type("MinMaxObserver", (Own,), {})
+    found = as_qconfig(TorchQConfig(activation=factory, weight=WEIGHT))
+    assert found is not None and found.activation.observer is factory
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: eq.ActivationConfig(bits=9), "found bits=9, wanted 2 to 8"),
         (lambda: eq.ActivationConfig(observer="guess"), "found observer 'guess', wanted one of minmax"),
+        (lambda: eq.ActivationConfig(observer=3), "found observer 3, wanted one of minmax"),
+        (
+            lambda: eq.ActivationConfig(observer=MinMaxObserver()),
+            "found a MinMaxObserver as observer, .*pass the class",
+        ),
+        (lambda: eq.WeightConfig(observer="histogram"), "found observer 'histogram', wanted one of minmax, mse"),
+        (lambda: eq.WeightConfig(observer=Own), "wanted one of minmax, mse, percentile"),
+        (lambda: as_qconfig(TorchQConfig(activation=Own, weight=Own)), "found the weight observer Own, wanted one of"),
+        (
+            lambda: as_qconfig(TorchQConfig(activation=fails, weight=WEIGHT)),
+            "^the observer factory fails failed: OSError: no file$",
+        ),
+        (
+            lambda: as_qconfig(
+                TorchQConfig(
+                    activation=PlaceholderObserver.with_args(dtype=torch.quint8, is_dynamic=True), weight=WEIGHT
+                )
+            ),
+            "found the observer PlaceholderObserver of dynamic torch.quint8, wanted static",
+        ),
         (lambda: as_qconfig("int8"), "found a str as QConfig"),
         (lambda: eq.QConfigMapping().set_module_name_regex("(", None), r"found the regex '\('"),
         (
@@ -109,7 +199,22 @@ def test_plain_observers_are_translated() -> None:
             "set_module_name_object_type_order has no counterpart",
         ),
     ],
-    ids=["bits", "observer", "no qconfig", "regex", "placeholder", "affine weight", "order"],
+    ids=[
+        "bits",
+        "observer",
+        "no name",
+        "instance",
+        "weight observer",
+        "weight factory",
+        "weight class",
+        "failing factory",
+        "dynamic",
+        "no qconfig",
+        "regex",
+        "placeholder",
+        "affine weight",
+        "order",
+    ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(make: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):

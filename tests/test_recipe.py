@@ -193,6 +193,8 @@ def test_unknown_name_without_a_near_one_lists_all(name: str) -> None:
         ("train.seed=7", "train.seed", 7),
         ("train=null", "train", None),
         ("quantize.activations.observer=minmax", "quantize.activations.observer", "minmax"),
+        ("quantize.activations.observer=percentile", "quantize.activations.observer", "percentile"),
+        ("quantize.weights.observer=mse", "quantize.weights.observer", "mse"),
         ("quantize.weights.per_channel=false", "quantize.weights.per_channel", False),
         ("data.mean=[0.1, 0.2, 0.3]", "data.mean", [0.1, 0.2, 0.3]),
         ("data.augment=[crop,flip]", "data.augment", ["crop", "flip"]),
@@ -361,9 +363,8 @@ arguments = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-activations = st.fixed_dictionaries(
-    {}, optional={"bits": bits, "observer": st.sampled_from(["minmax", "moving_average", "histogram"])}
-)
+observers = st.sampled_from(["minmax", "moving_average", "histogram", "percentile", "mse"])
+activations = st.fixed_dictionaries({}, optional={"bits": bits, "observer": observers})
 overrides = st.fixed_dictionaries(
     {"regex": texts}, optional={"quantize": st.booleans(), "activations": st.none() | activations}
 )

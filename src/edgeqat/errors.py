@@ -15,12 +15,15 @@
     ├── VerificationError        3  a runtime disagrees with the reference
     └── MissingRuntimeError      4  a runtime is not installed; the message names the pip install
 
+CalibrationWarning is no error: calibration went on, but a grid that it made may be of no use.
+
 A message says what was found, what was wanted and what to do, in one line.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationWarning",
     "CaptureError",
     "CheckpointError",
     "DataError",
@@ -103,3 +106,7 @@ class MissingRuntimeError(EdgeqatError):
 
     def __init__(self, runtime: str, extra: str, cause: str) -> None:
         super().__init__(f"{runtime} is not usable here ({cause}); install it: pip install 'edgeqat[{extra}]'")
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data that no good grid can come from; the message names the value and what was seen."""

@@ -224,7 +224,7 @@ class _Planner:
             grid, why = self._grid(inputs[0]), f"{keeper} averages on the grid of {inputs[0]}"
         else:
             grid = self._new_grid(qconfig)
-            why = f"integer kernel, {qconfig.activation.observer} range"
+            why = f"integer kernel, {qconfig.activation.observer_name} range"
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
         if region.batch_norm is not None:
@@ -329,7 +329,7 @@ class _Planner:
                 twin,
                 value.shape,
                 self._new_grid(qconfig),
-                f"enters the integers, {qconfig.activation.observer} range",
+                f"enters the integers, {qconfig.activation.observer_name} range",
                 qconfig,
             )
             self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))

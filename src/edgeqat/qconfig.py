@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from edgeqat.errors import PlanError
 
 __all__ = ["ActivationConfig", "QConfig", "QConfigMapping", "WeightConfig", "as_mapping"]
 
-OBSERVERS = ("minmax", "moving_average", "histogram")
+OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "mse")
+WEIGHT_OBSERVERS = ("minmax", "mse", "percentile")
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,23 @@ class ActivationConfig:
 
     Attributes:
         bits: Integers 0 .. 2**bits - 1.
-        observer: How calibration picks the range: "minmax", "moving_average" or "histogram".
+        observer: How calibration picks the range: "minmax", "moving_average", "histogram", "percentile" or "mse";
+            or a callable without arguments that makes an object with torch.ao's observer protocol (called with a
+            tensor; `calculate_qparams()` gives scale and zero_point), such as `HistogramObserver.with_args(...)`.
         learned: Whether training moves the range (LSQ, LSQ+), from where calibration put it.
     """
 
     bits: int = 8
-    observer: str = "histogram"
+    observer: str | Callable[[], Any] = "histogram"
     learned: bool = False
 
     def __post_init__(self) -> None:
         _check(self, OBSERVERS)
+
+    @property
+    def observer_name(self) -> str:
+        """The observer as plans print it: its name, or that of the class or function that makes it."""
+        return self.observer if isinstance(self.observer, str) else _name_of(self.observer)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class WeightConfig:
     Attributes:
         bits: Integers +-(2**(bits-1) - 1).
         per_channel: One scale per output channel, or one for the tensor.
-        observer: "minmax": the largest |w|, taken afresh in every step, so that no weight is ever clipped.
+        observer: How the scale is found: "minmax", the largest |w|, taken afresh in every step, so that no weight is
+            clipped; or in calibration: "mse", the scale of the smallest squared error; "percentile", which clips at
+            most 0.01 % of the weights.
         learned: Whether training moves the scale (LSQ), from where calibration put it.
     """
 
@@ -56,15 +66,28 @@ class WeightConfig:
     learned: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, ("minmax",))
+        _check(self, WEIGHT_OBSERVERS)
 
 
 def _check(config: ActivationConfig | WeightConfig, observers: Sequence[str]) -> None:
     kind = type(config).__name__
     if not 2 <= config.bits <= 8:
         raise PlanError(f"{kind}: found bits={config.bits}, wanted 2 to 8")
-    if config.observer not in observers:
+    if isinstance(config, ActivationConfig) and callable(config.observer):
+        if hasattr(config.observer, "calculate_qparams") and not isinstance(config.observer, type):
+            made = type(config.observer).__name__
+            raise PlanError(
+                f"{kind}: found a {made} as observer, wanted what makes one for each value: pass the class"
+            )
+    elif config.observer not in observers:
         raise PlanError(f"{kind}: found observer {config.observer!r}, wanted one of {', '.join(observers)}")
+
+
+def _name_of(factory: Any) -> str:
+    """What a factory makes: torch.ao's `with_args` and functools.partial are looked into, and fake quantization."""
+    partial = getattr(factory, "p", factory)
+    inner = getattr(partial, "keywords", {}).get("observer", getattr(partial, "func", factory))
+    return str(getattr(inner, "__name__", type(inner).__name__))
 
 
 @dataclass(frozen=True)
@@ -206,36 +229,64 @@ TORCH_OBSERVERS = {
 }
 
 
+_INTEGER_TYPES = (torch.quint8, torch.qint8, torch.uint8, torch.int8)
+
+
 def _activation_from_torch(factory: Any) -> ActivationConfig:
-    observer, low, high, _ = _read_torch(factory)
-    return ActivationConfig(bits=(high - low).bit_length(), observer=observer)
+    observer = _made_by(factory)
+    if observer is None:
+        known, first, last, _ = _read_factory(factory)
+        return ActivationConfig(bits=(last - first).bit_length(), observer=known)
+    kind, dtype = type(observer).__name__, getattr(observer, "dtype", torch.quint8)
+    if dtype not in _INTEGER_TYPES or getattr(observer, "is_dynamic", False):
+        dynamic = "dynamic " if getattr(observer, "is_dynamic", False) else ""
+        raise PlanError(f"found the observer {kind} of {dynamic}{dtype}, wanted static quantization to 8 bits or less")
+    low, high = (getattr(observer, key, None) for key in ("quant_min", "quant_max"))
+    bits = 8 if low is None or high is None else (int(high) - int(low)).bit_length()
+    name = _counterpart(observer)
+    return ActivationConfig(bits=bits, observer=factory if name is None else name)
 
 
 def _weight_from_torch(factory: Any) -> WeightConfig:
     # A weight's moving average over the steps of one tensor is its latest value: min-max is what it stands for.
-    _, low, high, scheme = _read_torch(factory)
+    observer = _made_by(factory)
+    if observer is None:
+        _, low, high, scheme = _read_factory(factory)
+    elif TORCH_OBSERVERS.get(type(observer).__name__) is None:
+        known = ", ".join(TORCH_OBSERVERS)
+        raise PlanError(f"found the weight observer {type(observer).__name__}, wanted one of {known}")
+    else:
+        low, high, scheme = int(observer.quant_min), int(observer.quant_max), observer.qscheme
     per_channel = scheme in (torch.per_channel_symmetric, torch.per_channel_affine)
     if scheme in (torch.per_tensor_affine, torch.per_channel_affine):
         raise PlanError(f"found the weight scheme {scheme}, wanted a symmetric one: affine weights run nowhere fast")
     return WeightConfig(bits=(high - low).bit_length(), per_channel=per_channel)
 
 
-def _read_torch(factory: Any) -> tuple[str, int, int, Any]:
-    """(observer, quant_min, quant_max, qscheme) of a torch.ao observer or fake-quantize factory."""
+def _made_by(factory: Any) -> Any:
+    """The observer that a torch.ao factory makes; None where torch itself refuses to make it.
+
+    torch rejects at run time e.g. MinMaxObserver with a per-channel scheme, which is plain in its meaning.
+    """
     try:
         module = factory()
     except (NotImplementedError, AssertionError, TypeError):
-        # torch rejects at run time e.g. MinMaxObserver with a per-channel scheme, which is plain in its meaning.
-        return _read_factory(factory)
-    observer = getattr(module, "activation_post_process", module)
-    name = TORCH_OBSERVERS.get(type(observer).__name__)
-    if name is None:
-        known = ", ".join(TORCH_OBSERVERS)
-        raise PlanError(f"found the observer {type(observer).__name__}, wanted one of {known}")
-    return name, int(observer.quant_min), int(observer.quant_max), observer.qscheme
+        return None
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise PlanError(f"the observer factory {_name_of(factory)} failed: {type(error).__name__}: {text}") from error
+    return getattr(module, "activation_post_process", module)
+
+
+def _counterpart(observer: Any) -> str | None:
+    """Our name for a torch.ao observer, or torchao's; None for other classes and for settings we do not have."""
+    own = type(observer).__module__.split(".")[0] in ("torch", "torchao")
+    usual = getattr(observer, "averaging_constant", 0.01) == 0.01 and getattr(observer, "bins", 2048) == 2048
+    return TORCH_OBSERVERS.get(type(observer).__name__) if own and usual else None
 
 
 def _read_factory(factory: Any) -> tuple[str, int, int, Any]:
+    """(observer, quant_min, quant_max, qscheme) of a torch.ao observer or fake-quantize factory."""
     partial = getattr(factory, "p", factory)
     settings = dict(getattr(partial, "keywords", {}))
     observer = settings.get("observer", getattr(partial, "func", None))

@@ -94,7 +94,7 @@ class WeightsSection(_Section):
 
     bits: Annotated[int, Field(ge=2, le=8)] = 8
     per_channel: bool = True
-    observer: Literal["minmax"] = "minmax"
+    observer: Literal["minmax", "mse", "percentile"] = "minmax"
     learned: bool = False
 
 
@@ -102,7 +102,7 @@ class ActivationsSection(_Section):
     """How activations are quantized."""
 
     bits: Annotated[int, Field(ge=2, le=8)] = 8
-    observer: Literal["minmax", "moving_average", "histogram"] = "histogram"
+    observer: Literal["minmax", "moving_average", "histogram", "percentile", "mse"] = "histogram"
     learned: bool = False
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edgeqat as eq
-from edgeqat.errors import DataError, InputError
+from edgeqat.errors import CalibrationWarning, DataError, InputError, PhaseError
 from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -40,7 +42,7 @@ def test_it_restores_train_mode_and_can_be_repeated() -> None:
     assert torch.equal(sim.quantizer_of("conv1").scale, first)
 
 
-@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram"])
+@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram", "percentile", "mse"])
 def test_every_observer_gives_a_usable_network(observer: str) -> None:
     torch.manual_seed(0)
     model = shake(SmallNet()).eval()
@@ -51,20 +53,46 @@ def test_every_observer_gives_a_usable_network(observer: str) -> None:
     assert float(error) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [(torch.zeros_like, "zeros"), (lambda x: torch.full_like(x, 0.7), "constant"), (lambda x: x * 1e4, "huge")],
-    ids=["zeros", "constant", "huge"],
-)
-def test_degenerate_data_gives_legal_grids(make: object, name: str) -> None:
-    data: Tensor = make(IMAGE)  # type: ignore[operator]
-    sim = eq.calibrate(eq.prepare(shake(SmallNet()).eval(), IMAGE), [data])
+def check_grids(sim: eq.SimulatedModel, data: Tensor) -> None:
     program = eq.convert(sim)
     for value in program.values.values():
         if value.grid is not None:
             scale, zero_point = value.grid.per_tensor()
             assert scale > 0 and 0 <= zero_point <= 255
     assert bool(torch.isfinite(eq.reference(program, data)).all())
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram", "percentile", "mse"])
+@pytest.mark.parametrize(
+    ("value", "found"), [(0.0, "nothing but 0"), (0.7, "nothing but 0.7"), (1e30, "a magnitude of 1e+30")]
+)
+def test_degenerate_data_gives_legal_grids_and_a_warning(value: float, found: str, observer: str) -> None:
+    data = torch.full_like(IMAGE, value)
+    if value == 1e30:
+        data = IMAGE.clone()
+        data[0, 0, 0, 0] = value
+    mapping = eq.QConfig(activation=eq.ActivationConfig(observer=observer))
+    sim = eq.prepare(shake(SmallNet()).eval(), IMAGE, qconfig_mapping=mapping)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        eq.calibrate(sim, [data])
+    assert {w.category for w in caught} == {CalibrationWarning}
+    # An outlier of the input makes others behind it; the first line names the cause.
+    assert str(caught[0].message).startswith(f"x:quantized: found {found} in calibration")
+    check_grids(sim, data)
+
+
+def test_large_inputs_are_ordinary() -> None:
+    check_grids(eq.calibrate(eq.prepare(shake(SmallNet()).eval(), IMAGE), [1e4 * IMAGE]), 1e4 * IMAGE)
+
+
+def test_a_nan_of_the_model_s_own_is_refused_and_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval()
+    sim = eq.prepare(model, IMAGE)
+    sim.get_parameter("0.weight").data[1] = torch.nan
+    with pytest.raises(PhaseError, match=r"^0 held NaN in calibration, though all inputs were finite"):
+        eq.calibrate(sim, [IMAGE])
+    assert sim.phase == "float"
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class ActivationQuantizer(Quantizer):
 
     def start_observing(self) -> None:
         """Begins calibration with a fresh observer."""
-        self.observer = make_observer(self.config.observer, self.qmin, self.qmax)
+        self.observer = make_observer(self.config.observer, self.qmin, self.qmax, self.name)
         self.mode = "observe"
 
     def settle(self) -> None:
@@ -173,7 +173,7 @@ class ActivationQuantizer(Quantizer):
         grid = f"scale={float(scale):.4g}, zero_point={int(zero_point)}" if self.calibrated else "no grid"
         kind = ", learned" if self.config.learned else ""
         activation = f", {self.activation}" if self.activation else ""
-        return f"{self.qmin}..{self.qmax}, {grid}{kind}, observer={self.config.observer}{activation}"
+        return f"{self.qmin}..{self.qmax}, {grid}{kind}, observer={self.config.observer_name}{activation}"
 
 
 class SharedGrid(Quantizer):

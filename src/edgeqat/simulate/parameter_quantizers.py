@@ -20,7 +20,7 @@ from edgeqat.simulate.gradients import (
     quantize_bias,
     quantize_parameter,
 )
-from edgeqat.simulate.weight_scale import weight_scale
+from edgeqat.simulate.weight_scales import weight_scale
 
 __all__ = ["BiasQuantizer", "WeightQuantizer"]
 
