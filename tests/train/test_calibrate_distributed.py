@@ -44,6 +44,17 @@ class Shrinking:
         self.batches = self.batches[1:]
 
 
+class Growing:
+    """Gives larger values each time it is read, as a loader that augments may."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.batches
+        self.batches = [2 * batch for batch in self.batches]
+
+
 @functools.cache
 def prepared() -> eq.SimulatedModel:
     """SmallNet; capturing it takes longer than all calibrations."""
@@ -69,6 +80,7 @@ def cases(rank: int) -> dict[str, tuple[Any, Iterable[Tensor]]]:
         "mse, batches that are read once": ("mse", iter(own)),
         **{f"{name}, no batch in the second": (name, own if rank == 0 else []) for name in JOINABLE},
         "constant in the second": ("histogram", own if rank == 0 else [torch.full((2, 3, 8, 8), 0.5)]),
+        "larger the second time": ("histogram", own if rank == 0 else Growing(own)),
         "moving_average": ("moving_average", own),
         "foreign": (torch.ao.quantization.MinMaxObserver, own),
         "batches that are read once": ("histogram", iter(own)),
@@ -113,7 +125,7 @@ UNION = [*SHARES[0], *SHARES[1]]
 def test_every_process_ends_with_the_same_grids(results: list[dict[str, Any]]) -> None:
     first, second = results
     found = {name for name in cases(0) if isinstance(first[name], dict)}
-    assert found >= {*JOINABLE, "constant in the second", "after all that"}
+    assert found >= {*JOINABLE, "constant in the second", "larger the second time", "after all that"}
     for name in found:
         assert equal(first[name], second[name]), name
 
@@ -175,6 +187,7 @@ def test_the_histogram_of_a_single_process_is_close(results: list[dict[str, Any]
         ),
         ("none at all", "DataError: found no calibration batches", None),
     ],
+    ids=lambda text: "" if text is None or ":" in text else text,
 )
 def test_what_fails_in_one_fails_in_all(
     results: list[dict[str, Any]], name: str, first: str, second: str | None
