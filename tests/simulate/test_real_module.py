@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,8 @@ def _train_rank(rank: int, world: int, place: str, learned: bool, state: dict[st
     torch.set_num_threads(1)
     sim = make(learned=learned)
     sim.load_state_dict(state)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=world)
+    meet, patience = f"file://{place}/meet", datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world, timeout=patience)
     model = DistributedDataParallel(sim)
     half = slice(4 * rank, 4 * rank + 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -150,6 +152,8 @@ def _train_rank(rank: int, world: int, place: str, learned: bool, state: dict[st
         backward(model, IMAGE[half], TARGETS[half])
         optimizer.step()
     torch.save({name: p.detach() for name, p in sim.named_parameters()}, f"{place}/{rank}.pt")
+    del model
+    torch.distributed.barrier()  # a rank that leaves while the other still receives can leave it waiting
     torch.distributed.destroy_process_group()
 
 

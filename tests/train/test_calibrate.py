@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edgeqat as eq
-from edgeqat.errors import CalibrationWarning, DataError, InputError, PhaseError
+from edgeqat.errors import CalibrationWarning, DataError, InputError, PhaseError, PlanError
 from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -80,6 +81,21 @@ def test_degenerate_data_gives_legal_grids_and_a_warning(value: float, found: st
     # An outlier of the input makes others behind it; the first line names the cause.
     assert str(caught[0].message).startswith(f"x:quantized: found {found} in calibration")
     check_grids(sim, data)
+
+
+def test_an_observer_that_cannot_be_made_leaves_the_simulation_as_it_was() -> None:
+    made: list[Any] = []
+
+    def second_fails() -> Any:
+        made.append(torch.ao.quantization.MinMaxObserver())
+        return made[-1] if len(made) < 2 else None
+
+    mapping = eq.QConfig(activation=eq.ActivationConfig(observer=second_fails))
+    sim = eq.prepare(shake(SmallNet()).train(), IMAGE, qconfig_mapping=mapping)
+    with pytest.raises(PlanError, match="^conv1: the observer NoneType has no call"):
+        eq.calibrate(sim, [IMAGE])
+    assert sim.phase == "float" and sim.training
+    assert {q.mode for q in sim.activation_quantizers().values()} == {"float"}
 
 
 def test_large_inputs_are_ordinary() -> None:

@@ -47,9 +47,16 @@ class Quantizers(nn.ModuleDict):
                 if not quantizer.calibrated:
                     raise PhaseError(f"{quantizer.name} has no grid yet; call edgeqat.calibrate(sim, batches) first")
         if phase == CALIBRATING:
+            self._start_observing()
+        self._enter(phase)
+
+    def _start_observing(self) -> None:
+        try:
             for activation in self.activations().values():
                 activation.start_observing()
-        self._enter(phase)
+        except BaseException:
+            self._enter(self.phase)  # an observer that cannot be made leaves all as it was
+            raise
 
     def _enter(self, phase: str) -> None:
         for module in self.values():
@@ -58,6 +65,8 @@ class Quantizers(nn.ModuleDict):
                 module.mode = "observe" if isinstance(module, ActivationQuantizer) else "float"
             else:
                 module.mode = "float" if phase == FLOAT else "quantize"
+                if isinstance(module, ActivationQuantizer):
+                    module.observer = None
         self.phase = phase
         _read_grids(self)
 

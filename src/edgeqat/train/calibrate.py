@@ -42,12 +42,13 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
     Warns:
         CalibrationWarning: A value was constant, had one huge outlier or was infinite at times.
     """
-    training = sim.training
-    sim.set_phase("calibrating")
+    training, ranks = sim.training, Ranks()
+    with ranks.together():
+        sim.set_phase("calibrating")
     sim.eval()
     try:
         with torch.no_grad():
-            _observe(sim, batches, Ranks())
+            _observe(sim, batches, ranks)
         for quantizer in sim.activation_quantizers().values():
             quantizer.settle()
         for name, weight_quantizer in sim.weight_quantizers().items():
