@@ -96,6 +96,27 @@ def test_replace_folder_leaves_the_old_one_when_the_block_fails(tmp_path: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_the_old_folder_is_there_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    with replace_folder(folder) as new:
+        (new / "a").write_text("old")
+    rename, held = Path.replace, []
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == folder and not self.name.endswith(".old"):
+            # What a process that dies here would leave behind.
+            held.extend(path.read_text() for path in tmp_path.rglob("a"))
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(OutputError, match=r"^cannot replace .*: Input/output error; "), replace_folder(folder):
+            pass
+    assert held == ["old"]
+    assert digests(tmp_path).keys() == {"folder/a"}
+
+
 def test_json_is_strict_and_keeps_its_order() -> None:
     assert to_json({"b": 1, "a": "ä"}) == '{\n "b": 1,\n "a": "ä"\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -77,13 +78,23 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, folder: Path) -> None:
+    """Puts one folder in the place of another, which is removed only once the new one stands there."""
+    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         temporary.chmod(0o777 & ~_umask())
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+            if not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            folder.replace(aside)
+        try:
+            temporary.replace(folder)
+        except BaseException:  # an interrupt too leaves the old one where it was
+            if aside.exists() and not folder.exists():
+                aside.replace(folder)
+            raise
     except OSError as error:
         raise OutputError(f"cannot replace {folder}: {error.strerror or error}; choose another place") from error
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def to_json(data: Any) -> str:

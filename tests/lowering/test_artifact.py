@@ -69,10 +69,41 @@ def test_same_program_gives_the_same_bytes_and_no_time_is_in_them(
 def test_lowering_again_replaces_the_folder(small_program: eq.QuantizedProgram, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    (folder / "stale").write_text("x")
-    eq.lower(small_program, "onnxruntime", str(folder))
-    assert sorted(p.name for p in folder.iterdir()) == FILES
+    for preprocessing in (None, {"labels": ["a"]}):
+        artifact = eq.lower(small_program, "onnxruntime", str(folder), preprocessing=preprocessing)
+        assert eq.load_artifact(folder).manifest["preprocessing"] == artifact.manifest["preprocessing"]
+        assert sorted(p.name for p in folder.iterdir()) == FILES
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_edgeqat_did_not_write_is_never_replaced(
+    small_program: eq.QuantizedProgram, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "notes.txt").write_text("mine")
+    (folder / "notes.txt").write_text("mine")
+    (tmp_path / "forged").mkdir()
+    (tmp_path / "forged" / "manifest.json").write_text('{"files": {}}')
+    before = digests(tmp_path)
+    cases = ((mine, r"notes\.txt \(2 such"), (folder, r"notes\.txt \(1 such"), (tmp_path / "forged", "manifest"))
+    for place, found in cases:
+        with pytest.raises(OutputError, match=f"^cannot write {place}: it holds {found}.*; choose another place$"):
+            eq.lower(small_program, "onnxruntime", place)
+    monkeypatch.chdir(mine / "sub")
+    for place in (".", ".."):
+        with pytest.raises(OutputError, match=r"^cannot write \.+: .* holds the working directory; name a folder"):
+            eq.lower(small_program, "onnxruntime", place)
+    assert digests(tmp_path) == before
+    assert (mine / "sub").is_dir()
+
+
+def test_a_link_to_a_folder_stays_one(small_program: eq.QuantizedProgram, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    eq.lower(small_program, "onnxruntime", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "real").iterdir()) == FILES
 
 
 def test_golden_inputs_are_the_users_or_16_on_the_input_grid(

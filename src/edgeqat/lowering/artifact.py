@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeqat.errors import TamperedError
+from edgeqat.errors import OutputError, TamperedError
 from edgeqat.lowering.session import Session, open_session
 from edgeqat.replay import FolderError, arithmetic_here, check_hashes, choose_engine, read_manifest, read_safetensors
 from edgeqat.signature import Batch, Signature
 
-__all__ = ["Artifact", "load_artifact"]
+__all__ = ["Artifact", "check_replaceable", "load_artifact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,3 +102,34 @@ def load_artifact(folder: Path, check: bool = True) -> Artifact:
     except FolderError as error:
         raise TamperedError(str(error)) from error
     return Artifact(folder, manifest)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses a place for an artifact folder at which something else would be lost; touches nothing.
+
+    Raises:
+        OutputError: It is a file, the working directory or one that holds it, or a folder that is neither empty nor
+            an artifact folder and nothing besides.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {folder}: it is a file, wanted a folder; choose another place")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"cannot write {folder}: an artifact folder is replaced whole, and this one holds the working directory; "
+            "name a folder inside it"
+        )
+    entries = sorted(path.name for path in folder.iterdir())
+    if not entries:
+        return
+    try:
+        own = {"manifest.json", *read_manifest(folder)["files"]}
+    except FolderError:
+        own = set()
+    foreign = [name for name in entries if name not in own or not (folder / name).is_file()]
+    if foreign:
+        raise OutputError(
+            f"cannot write {folder}: it holds {foreign[0]} ({len(foreign)} such in all), which edgeqat did not write; "
+            "choose another place"
+        )

@@ -14,7 +14,7 @@ from edgeqat import replay
 from edgeqat.errors import InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.lowering import to_onnx, to_torchscript
-from edgeqat.lowering.artifact import Artifact
+from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
@@ -48,23 +48,24 @@ def lower(
     Args:
         program: What `convert` returned.
         runtime: "onnxruntime", "torchscript", or "torchscript/ENGINE" for a file of one engine.
-        out_dir: The folder; replaced whole if it exists, and only once everything is written.
+        out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
         preprocessing: What the manifest says of mean, std, layout and labels.
 
     Raises:
         PlanError: The runtime is unknown.
         MissingRuntimeError: Its packages are not installed.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or holds something else than an artifact.
     """
+    folder = Path(out_dir)
+    check_replaceable(folder)
     (target,) = resolve_targets(runtime)
     inputs = sample_inputs(program) if golden_inputs is None else program.signature.flatten(golden_inputs)
     for tensor in inputs:
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("found NaN or infinite golden inputs, wanted finite ones")
     spelling = SPELLINGS[runtime_of(target.name)](program, engine_of(target.name))
-    folder = Path(out_dir)
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
         golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
