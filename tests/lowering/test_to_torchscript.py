@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import edgeqat as eq
-from edgeqat.errors import InputError, PlanError
+from edgeqat.errors import EdgeqatError, InputError, PlanError
+from edgeqat.lowering import to_torchscript
 from edgeqat.replay import EXACT_ENGINES, arithmetic_here, choose_engine, replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import CommandLine, digests, flip_byte, run_python
@@ -179,6 +180,25 @@ def test_float_islands_run_between_integers(model: type[nn.Module], tmp_path: Pa
     artifact = eq.lower(made, "torchscript", tmp_path / "a")
     expected = eq.reference(made, IMAGE, "qnnpack")
     torch.testing.assert_close(artifact.session(engine="qnnpack").run([IMAGE])[0], expected, rtol=0.02, atol=0.02)
+
+
+@EXACT
+def test_a_file_names_the_version_of_the_ops_it_uses(tmp_path: Path) -> None:
+    # aten::gelu got another argument in version 7 of torch's ops: without the record, no torch reads the file.
+    made = converted(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()))
+    artifact = eq.lower(made, "torchscript", tmp_path / "a")
+    found = eq.verify(artifact, made, [IMAGE])
+    assert (found.max_error_steps, found.agreement) == (0.0, 1.0)
+
+
+def test_a_file_that_torch_cannot_load_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = converted(FloatMiddle())
+    strip = to_torchscript._strip
+    monkeypatch.setattr(to_torchscript, "_strip", lambda archive: strip(archive)[:-200])
+    wanted = r"^the file for torchscript cannot be loaded: model\.pt cannot be read as .*; it has .* aten\.tanh$"
+    with pytest.raises(EdgeqatError, match=wanted):
+        eq.lower(made, "torchscript", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 @EXACT

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from edgeqat import replay
-from edgeqat.errors import InputError
+from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.lowering import to_onnx, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
+from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
 from edgeqat.program import Kind, Op, QuantizedProgram
@@ -30,6 +31,9 @@ SPELLINGS: Mapping[str, Callable[[QuantizedProgram, str | None], Spelling]] = {
     "torchscript": to_torchscript.spell,
 }
 """By runtime: a program and an engine to a model file."""
+
+BATCHES_TRIED = (1, 3)
+"""Batches that a written file must take: neither is that of the example it was written with, which is 2."""
 
 VERSIONS_KEPT = ("torch", "onnx", "onnxruntime", "onnxscript")
 
@@ -55,6 +59,7 @@ def lower(
     Raises:
         PlanError: The runtime is unknown.
         MissingRuntimeError: Its packages are not installed.
+        EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
         OutputError: The folder cannot be written, or holds something else than an artifact.
     """
     folder = Path(out_dir)
@@ -67,12 +72,38 @@ def lower(
     spelling = SPELLINGS[runtime_of(target.name)](program, engine_of(target.name))
     with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
+        _check_runs(program, runtime_of(target.name), spelling, temporary, inputs)
         golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
         manifest = _manifest(program, runtime_of(target.name), spelling, temporary, inputs, preprocessing)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
+
+
+def _check_runs(
+    program: QuantizedProgram, runtime: str, spelling: Spelling, folder: Path, inputs: list[Tensor]
+) -> None:
+    """Loads the file that was written and runs it, so that none is shipped that does neither."""
+    ops, path = ", ".join(sorted({o.aten for o in program.float_origins()})), folder / spelling.file_name
+    try:
+        session = open_session(runtime, path, spelling.engine, 1, b"")
+    except InputError as error:
+        reason = str(error).removesuffix("; fetch the artifact again").replace(str(path), path.name)
+        raise EdgeqatError(
+            f"the file for {runtime} cannot be loaded: {reason}; it has the float ops {ops or 'none'}"
+        ) from error
+    for n in BATCHES_TRIED:
+        batch = [tensor[torch.arange(n) % len(tensor)] for tensor in inputs]
+        try:
+            session.run(batch)
+        except Exception as error:
+            # The runtime raises whatever its kernels do; the last line is the kernel's own.
+            reason = str(error).strip().splitlines()[-1]
+            raise EdgeqatError(
+                f"the file for {runtime} does not run with a batch of {n} ({reason}); it has the float ops "
+                f"{ops or 'none'}: write those that read the batch's size another way"
+            ) from error
 
 
 def _manifest(

@@ -26,6 +26,7 @@ from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PlanError
 from edgeqat.lowering.engine import fastest_engine
 from edgeqat.lowering.spelling import Spelling
+from edgeqat.lowering.torchscript_island import traceable_island
 from edgeqat.program import (
     BATCH_DIM,
     AveragePoolAttrs,
@@ -127,7 +128,7 @@ class _Program(nn.Module):
                 if op.weight is not None:
                     setattr(self, f"packed{index}", _pack(program, op))
                 elif op.body is not None:
-                    self.add_module(f"island{index}", op.body)
+                    self.add_module(f"island{index}", traceable_island(op))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         env = dict(zip(self.program.inputs, inputs, strict=True))
@@ -277,7 +278,7 @@ def _strip(archive: bytes) -> bytes:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as copy:
         for entry in source.infolist():
             _, _, name = entry.filename.partition("/")
-            if name.endswith(".debug_pkl") or name.startswith(".data/"):
+            if name.endswith(".debug_pkl") or name == ".data/serialization_id":
                 continue
             raw = source.read(entry)
             if name.endswith((".py", ".pkl")):
