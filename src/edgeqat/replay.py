@@ -419,7 +419,8 @@ def on_engine(engine: str) -> Iterator[None]:
 def tapped_torchscript(module: Any, names: list[str], inputs: tuple[Any, ...]) -> dict[str, Any]:
     """The integers of the named values, from a module's own graph with other outputs.
 
-    The i-th name is that of the value `v<i>`, as the file was written; loading appends a number to it.
+    The i-th line names the value `v<i>`, as the file was written; loading appends a number to it. Names between tabs
+    have one value.
     """
     import torch
 
@@ -432,7 +433,8 @@ def tapped_torchscript(module: Any, names: list[str], inputs: tuple[Any, ...]) -
     graph.eraseInput(0)  # the module itself: a frozen graph does not read it
     with torch.no_grad():
         tensors = torch._C._create_function_from_graph("taps", graph)(*inputs)
-    return {name: tensor.int_repr().contiguous() for name, tensor in zip(names, tensors, strict=True)}
+    lines = zip(names, tensors, strict=True)
+    return {name: tensor.int_repr().contiguous() for line, tensor in lines for name in line.split("\t")}
 
 
 def tensor_kinds(graph: Any) -> list[str]:

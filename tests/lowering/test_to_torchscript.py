@@ -182,6 +182,30 @@ def test_float_islands_run_between_integers(model: type[nn.Module], tmp_path: Pa
     torch.testing.assert_close(artifact.session(engine="qnnpack").run([IMAGE])[0], expected, rtol=0.02, atol=0.02)
 
 
+class Twice(nn.Module):
+    """The same view, and a view of it, computed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x))
+        return torch.softmax(y.flatten(2).transpose(1, 2), -1) @ y.flatten(2).transpose(1, 2).transpose(1, 2)
+
+
+@EXACT
+def test_what_torch_computes_once_is_compared_under_each_of_its_names(tmp_path: Path) -> None:
+    made = converted(Twice())
+    artifact = eq.lower(made, "torchscript", tmp_path / "a")
+    found = eq.verify(artifact, made, [IMAGE])
+    assert (found.max_error_steps, found.agreement) == (0.0, 1.0)
+    gridded = {value.name for value in made.values.values() if value.grid is not None}
+    _, inside = artifact.session().run_with_taps([IMAGE])
+    assert inside.keys() == gridded == {row["value"] for row in artifact.manifest["checks"]}
+    assert replay(artifact.folder).passed
+
+
 @EXACT
 def test_a_file_names_the_version_of_the_ops_it_uses(tmp_path: Path) -> None:
     # aten::gelu got another argument in version 7 of torch's ops: without the record, no torch reads the file.

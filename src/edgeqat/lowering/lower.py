@@ -87,7 +87,7 @@ def _check_runs(
     """Loads the file that was written and runs it, so that none is shipped that does neither."""
     ops, path = ", ".join(sorted({o.aten for o in program.float_origins()})), folder / spelling.file_name
     try:
-        session = open_session(runtime, path, spelling.engine, 1, b"")
+        session = open_session(runtime, path, spelling.engine, 1, spelling.taps)
     except InputError as error:
         reason = str(error).removesuffix("; fetch the artifact again").replace(str(path), path.name)
         raise EdgeqatError(
@@ -96,7 +96,7 @@ def _check_runs(
     for n in BATCHES_TRIED:
         batch = [tensor[torch.arange(n) % len(tensor)] for tensor in inputs]
         try:
-            session.run(batch)
+            session.run_with_taps(batch)
         except Exception as error:
             # The runtime raises whatever its kernels do; the last line is the kernel's own.
             reason = str(error).strip().splitlines()[-1]

@@ -78,7 +78,7 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         arithmetics=tuple(sorted(exact, key=lambda name: name != chosen)),
         payload_bytes=_payload_bytes(program),
         runtime_ops=Counter(tensor_kinds(frozen.graph)),
-        taps="\n".join(module.tap_names).encode(),
+        taps=module.taps(),
     )
 
 
@@ -119,7 +119,8 @@ class _Program(nn.Module):
     def __init__(self, program: QuantizedProgram, engine: str) -> None:
         super().__init__()
         self.program = program
-        self.tap_names = [value.name for value in program.values.values() if value.grid is not None]
+        self.same = _twins(program)
+        self.tap_names = [v.name for v in program.values.values() if v.grid is not None and v.name not in self.same]
         self._tap_index = {name: i for i, name in enumerate(self.tap_names)}
         # The tracer wants what it meets as attributes. torch announces that its quantized tensor types will go.
         with on_engine(engine), warnings.catch_warnings():
@@ -133,6 +134,9 @@ class _Program(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         env = dict(zip(self.program.inputs, inputs, strict=True))
         for index, op in enumerate(self.program.ops):
+            if op.name in self.same:
+                env[op.name] = env[self.same[op.name]]
+                continue
             results = self._step(index, op, [env[name] for name in op.inputs])
             for name, result in zip(op.outputs, results, strict=True):
                 env[name] = result
@@ -141,6 +145,13 @@ class _Program(nn.Module):
                     value = torch._C._get_value_trace(result)  # type: ignore[attr-defined]
                     value.setDebugName(f"v{self._tap_index[name]}")
         return tuple(env[name] for name in self.program.outputs)
+
+    def taps(self) -> bytes:
+        """A line for each named value: the names it has in the program, separated by tabs."""
+        twins: dict[str, list[str]] = {name: [name] for name in self.tap_names}
+        for twin, name in self.same.items():
+            twins[name].append(twin)
+        return "\n".join("\t".join(names) for names in twins.values()).encode()
 
     def _step(self, index: int, op: Op, args: list[Tensor]) -> tuple[Tensor, ...]:
         if op.kind is Kind.FLOAT:
@@ -167,6 +178,23 @@ class _Program(nn.Module):
         else:
             result = _move(op, args[0])
         return result
+
+
+def _twins(program: QuantizedProgram) -> dict[str, str]:
+    """Values that are computed twice, such as two equal views of one tensor, with the first value that equals them.
+
+    torch computes them once when it freezes a module, and only one name would be left.
+    """
+    same: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for op in program.ops:
+        if op.kind in (Kind.FLOAT, Kind.DEQUANTIZE) or op.weight is not None:
+            continue
+        inputs = tuple(same.get(name, name) for name in op.inputs)
+        key = (op.kind, inputs, op.attrs, program.grid_of(op.name).per_tensor())
+        if first.setdefault(key, op.name) != op.name:
+            same[op.name] = first[key]
+    return same
 
 
 def _pack(program: QuantizedProgram, op: Op) -> Any:
