@@ -105,7 +105,13 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
         ("train: {seed: 1.0}", "train.seed: found 1.0: input should be a valid integer"),
         ("train: {seed: true}", "train.seed: found True: input should be a valid integer"),
         ("train: {qat_epochs: -1}", "train.qat_epochs: found -1: input should be greater than or equal to 0"),
-        ("train: 5", "train: found 5: input should be"),
+        ("train: 5", "train: found 5: wanted a mapping of keys"),
+        ("gate: null", "gate: found None: wanted a mapping of keys"),
+        ("gate: {runtimes: []}", "gate.runtimes: found []: list should have at least 1 item"),
+        (f"train: {{seed: {2**63}}}", "train.seed: found 9223372036854775808: input should be less than or equal to"),
+        ("train: {float_epochs: 2147483648}", "input should be less than or equal to 2147483647"),
+        ("data: {calibration_n: 2147483648}", "input should be less than or equal to 2147483647"),
+        ("measure: {threads: 1025}", "measure.threads: found 1025: input should be less than or equal to 1024"),
         ("train: {optimizer: adam}", "train.optimizer: found 'adam': input should be 'sgd' or 'adamw'"),
         ("quantize: {weights: {bits: 9}}", "quantize.weights.bits: found 9: input should be less than or equal"),
         (
@@ -160,7 +166,7 @@ def test_unsafe_yaml_is_refused_and_nothing_is_executed(tmp_path: Path, tag: str
     marker = tmp_path / "executed"
     value = f"!!python/{tag} [{marker}]" if tag.startswith("object") else f"!!python/{tag} ''"
     assert f"python/{tag}" in refusal(tmp_path, f"model: {{factory: {value}}}")
-    with pytest.raises(RecipeError, match=r"--set model.args: .* is not a valid YAML value"):
+    with pytest.raises(RecipeError, match=r"--set model.args: .* is not valid YAML"):
         load_recipe("digits-edge", [f"model.args={value}"])
     assert not marker.exists()
 
@@ -198,6 +204,7 @@ def test_unknown_name_without_a_near_one_lists_all(name: str) -> None:
         ("quantize.weights.per_channel=false", "quantize.weights.per_channel", False),
         ("data.mean=[0.1, 0.2, 0.3]", "data.mean", [0.1, 0.2, 0.3]),
         ("data.augment=[crop,flip]", "data.augment", ["crop", "flip"]),
+        (f"train.seed={2**63 - 1}", "train.seed", 2**63 - 1),
         ("data={source: digits, image_size: 8}", "data.image_size", 8),
         (" train.seed =5", "train.seed", 5),
         ("task.loss=", "task.loss", ""),
@@ -235,7 +242,7 @@ def test_badly_formed_set(setting: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.seed=[", "--set train.seed: '[' is not a valid YAML value"),
+        ("train.seed=[", "--set train.seed: '[' is not valid YAML"),
         ("train.seeds=1", "unknown key train.seeds; did you mean seed?"),
         ("train.seed=x", "train.seed: found 'x': input should be a valid integer"),
         ("model=5", "model: found 5"),

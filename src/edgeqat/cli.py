@@ -164,8 +164,8 @@ def verify(
 @app.command()
 def bench(
     folders: Annotated[list[Path], typer.Argument(help="Artifact folders, or run directories.", metavar="DIR...")],
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an op.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples a call.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads within an op.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=65536, help="Samples a call.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifact folders, interleaved in one run; ratios are against the first."""

@@ -11,33 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeqat.errors import RecipeError
+from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
 
 __all__ = ["Recipe", "bundled_recipes", "expanded", "is_callable_name", "is_dataset_name", "load_recipe"]
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as YAML 1.2 and every user do."""
+LARGEST = 2**31 - 1
+"""What any count may be: beyond it libraries fail, each in its own way and some only after all the work."""
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that the loader would read as numbers."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+MAX_THREADS = 1024
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -151,13 +141,13 @@ class TrainSection(_Section):
     qat_lr: Rate = 0.005
     freeze_batch_norm_after: Count | None = None
     reestimate_batches: Count = 0
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
 class MeasureSection(_Section):
     """How latency is measured."""
 
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] = 1
     batch: Positive = 1
 
 
@@ -168,7 +158,7 @@ class GateSection(_Section):
     min_size_ratio: Rate | None = None
     min_speedup: Rate | None = None
     min_agreement: Fraction | None = None
-    runtimes: list[str] | None = None
+    runtimes: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 class Recipe(_Section):
@@ -194,7 +184,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The recipe in full, every default written out; loading it gives this recipe again."""
-        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        return dump_yaml(self.model_dump())
 
     def sha256(self) -> str:
         """Hash of its meaning."""
@@ -222,10 +212,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         RecipeError: There is no such recipe, it is no YAML, or a key or value does not fit (dotted path named).
     """
     text, base = _read(name_or_path)
-    try:
-        data = yaml.load(text, _Loader)  # noqa: S506  it is a SafeLoader
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name_or_path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = parse_yaml(text, name_or_path)
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise RecipeError(f"{name_or_path} holds a {type(data).__name__}, wanted a mapping of sections")
@@ -276,10 +263,9 @@ def _apply(data: dict[str, Any], setting: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"found --set {setting!r}, wanted key.path=value")
-    try:
-        value = yaml.load(raw, _Loader) if raw else ""  # noqa: S506  it is a SafeLoader
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {path}: {raw!r} is not a valid YAML value") from error
+    if len(keys) > MAX_DEPTH:
+        raise RecipeError(f"found --set with a path of {len(keys)} keys, wanted at most {MAX_DEPTH}")
+    value = parse_yaml(raw, f"--set {path}: {raw[:80]!r}") if raw else ""
     changed: dict[str, Any] = {}
     inner = changed
     for key in keys[:-1]:
@@ -361,7 +347,9 @@ def _explain(error: ValidationError) -> str:
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(known)}"
         return f"unknown key {path}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
+    # pydantic names the class, which is ours.
+    is_section = first["type"] == "model_type"
+    message = "wanted a mapping of keys" if is_section else first["msg"].removeprefix("Value error, ")
     found = repr(first["input"])
     return f"{path}: found {found[:80]}: {message[:1].lower()}{message[1:]}"
 

@@ -125,9 +125,10 @@ def test_bench_refuses_a_folder_that_was_changed(command: CommandLine, folder: P
     assert "it was changed or damaged" in command("bench", folder).refusal(2)
 
 
+@pytest.mark.parametrize("value", ["0", "1000000000"])
 @pytest.mark.parametrize("option", ["--threads", "--batch"])
-def test_bench_refuses_none(command: CommandLine, folder: Path, option: str) -> None:
-    assert f"Invalid value for '{option}'" in command("bench", folder, option, "0").refusal(2)
+def test_bench_refuses_none_and_far_too_many(command: CommandLine, folder: Path, option: str, value: str) -> None:
+    assert f"Invalid value for '{option}'" in command("bench", folder, option, value).refusal(2)
 
 
 def test_bench_without_the_runtime_is_exit_4(folder: Path) -> None:
