@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +308,8 @@ def test_command_passes(command: CommandLine, small_artifact: eq.Artifact) -> No
     assert (shown.code, shown.err) == (0, "")
     found = json.loads(shown.out)
     keys = ["against", "exact_here", "samples", "identical", "max_difference", "first_difference", "passed"]
-    assert list(found) == keys
+    assert list(found) == [*keys, "owed", "inside"]
+    assert (found["owed"], found["inside"]) == ("exact", len(small_artifact.manifest["checks"]))
     assert found["samples"] == 16
 
 
@@ -366,13 +369,45 @@ def test_golden_vectors_of_another_model(folder: Path, lost: str) -> None:
     del tensors[lost]
     safetensors.numpy.save_file(tensors, path)
     found = refusal(folder, check=False)
-    assert f"model, manifest and golden vectors do not belong together (KeyError: '{lost}')" in found
+    assert re.search(f"model, manifest and golden vectors do not belong together .*{lost}", found)
 
 
-@pytest.mark.parametrize("change", [{"inputs": {}}, {"outputs": {"gone": True}}, {"checks": [{}]}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"inputs": {"y": {}}}, {"outputs": {"gone": True}}, {"checks": [{}]}, {"checks": []}], ids=str
+)
 def test_manifest_of_another_model(folder: Path, change: dict[str, Any]) -> None:
     edit_manifest(folder, lambda m: m.update(change))
     assert "do not belong together" in refusal(folder, check=False)
+
+
+def test_a_check_that_was_taken_out_is_missed(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m["checks"].pop(3))
+    found = refusal(folder)
+    assert "do not belong together (LookupError: only one of them has onnxruntime/x86/crc32/" in found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("schema", 99, "has the schema 99, wanted 1; fetch"),
+        ("schema", None, "has the schema None, wanted 1; fetch"),
+        ("runtime", "foo", "has the runtime 'foo', wanted onnxruntime or torchscript; fetch"),
+        (
+            "runtime",
+            "torchscript",
+            "has the engine 'CPUExecutionProvider', wanted fbgemm or x86 or onednn or",
+        ),
+        ("engine", "foo", "has the engine 'foo', wanted CPUExecutionProvider; fetch"),
+        ("arithmetics", [], "names no arithmetics, wanted at least one; fetch"),
+        ("inputs", {}, "names no inputs, wanted at least one; fetch"),
+        ("outputs", {}, "names no outputs, wanted at least one; fetch"),
+    ],
+)
+def test_manifest_that_says_what_none_says(
+    folder: Path, command: CommandLine, key: str, value: object, words: str
+) -> None:
+    edit_manifest(folder, lambda m: m.update({key: value}))
+    assert f"{folder / 'manifest.json'} {words}" in command("verify", folder).refusal(2)
 
 
 # Float artifacts have nothing to be exact in.
@@ -386,6 +421,10 @@ def test_float_twin_is_held_to_a_tolerance(tmp_path: Path) -> None:
     assert found.passed
     assert found.first_difference is None
     assert found.max_difference < 1e-5
+    assert re.fullmatch(
+        r"verified: outputs on 16 samples differ by at most \S+ \(wanted at most 0\.0001 of the largest one: .*\)",
+        replay.describe(found),
+    )
 
     def shift(bias: Any) -> Any:
         bias[0] += 0.01
@@ -400,6 +439,21 @@ def test_float_twin_is_held_to_a_tolerance(tmp_path: Path) -> None:
     assert not changed.passed
     assert changed.first_difference == next(iter(artifact.manifest["outputs"].values()))["op"]
     assert changed.max_difference == pytest.approx(0.01, rel=1e-2)
+
+
+def test_what_was_compared_where_floats_are_left_is_said(small_artifact: eq.Artifact) -> None:
+    found = replay.replay(small_artifact.folder)
+    assert replay.describe(replace(found, passed=True, owed="reported", inside=5, max_difference=0.25)) == (
+        "verified: 5 inner values bit-identical to onnxruntime/x86, outputs on 16 samples differ by at most 0.25 "
+        "(not bounded, since floats were quantized again before them)"
+    )
+
+
+def test_a_runtimes_reason_is_one_line() -> None:
+    text = "The following operation failed in the TorchScript interpreter.\nTraceback\nRuntimeError: Sizes must match"
+    assert replay.reason_of(RuntimeError(text)) == "Sizes must match"
+    assert replay.reason_of(RuntimeError("\nfirst\nsecond")) == "first"
+    assert replay.reason_of(RuntimeError()) == "RuntimeError"
 
 
 # Preprocessing: the manifest says it, the golden vectors hold it to the bit.
@@ -462,6 +516,14 @@ def test_image_that_is_none(image_folder: Path, tmp_path: Path, name: str, conte
         (tmp_path / name).write_bytes(content)
     ended = run_python(RUN_SHIPPED, image_folder / "verify.py", "--image", tmp_path / name)
     assert words in ended.refusal(2)
+
+
+def test_images_need_pillow_and_the_script_says_so(image_folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    without = RUN_SHIPPED.replace("= None", "= sys.modules['PIL'] = None")
+    ended = run_python(without, image_folder / "verify.py", "--image", tmp_path / "a.png")
+    assert (ended.code, ended.err.splitlines()[-1].endswith("; pip install pillow")) == (4, True)
+    assert "--image needs Pillow" in " ".join((image_folder / "verify.py").read_text().split())
 
 
 def test_array_of_the_wrong_shape(image_folder: Path, tmp_path: Path) -> None:

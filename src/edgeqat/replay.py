@@ -3,9 +3,9 @@
     python verify.py [FOLDER] [--no-hash]          compares
     python verify.py [FOLDER] --image PHOTO.png    runs the model on one image, prepared as the manifest says
 
-Needs numpy and the artifact's runtime (onnxruntime or torch), nothing else: this file is shipped, as it stands, as
-`verify.py` in every artifact folder, for a device without edgeqat. `edgeqat verify` runs the package's own copy, never
-code from the folder.
+Needs numpy and the artifact's runtime (onnxruntime or torch), nothing else; --image needs Pillow too, unless it is
+given a .npy array (uint8 [H, W, C]). This file is shipped, as it stands, as `verify.py` in every artifact folder, for
+a device without edgeqat. `edgeqat verify` runs the package's own copy, never code from the folder.
 
 Exit codes: 0 every integer as expected; 2 a file is missing or does not match its hash; 3 the runtime computes
 other integers than the reference; 4 the runtime is not installed.
@@ -29,34 +29,22 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "I8": "|i1",
-    "I32": "<i4",
-    "I64": "<i8",
-    "U8": "|u1",
-    "BOOL": "|b1",
-}
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"}
 
 FLOAT_TOLERANCE = 1e-4
 """Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""
 
+OWED = ("exact", "close", "reported")
+"""What an output owes: every bit; FLOAT_TOLERANCE; nothing, since a float was quantized again on the way."""
 
 EXACT_ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 """Engines of torch whose arithmetic is known exactly, the fastest on small models first."""
 
-MANIFEST_KEYS = {
-    "runtime": str,
-    "engine": str,
-    "model": str,
-    "files": dict,
-    "arithmetics": list,
-    "inputs": dict,
-    "outputs": dict,
-    "checks": list,
-}
+ENGINES = {"onnxruntime": ("CPUExecutionProvider",), "torchscript": EXACT_ENGINES}
+"""By runtime: the engines that a manifest may name."""
+
+MANIFEST_KEYS = {"runtime": str, "engine": str, "model": str, "files": dict, "arithmetics": list}
+MANIFEST_KEYS |= {"inputs": dict, "outputs": dict, "checks": list}
 """What replaying reads of a manifest, with its JSON type."""
 
 
@@ -76,6 +64,8 @@ class Replay:
         max_difference: Largest difference among the outputs, in their own unit.
         first_difference: First op, in program order, whose integers differ; None if none does.
         passed: Whether everything that must be equal is.
+        owed: The least that an output owes, see OWED.
+        inside: Number of inner values that must be, and were, compared to the bit.
     """
 
     against: str
@@ -85,6 +75,8 @@ class Replay:
     max_difference: float
     first_difference: str | None
     passed: bool
+    owed: str
+    inside: int
 
 
 def cpu_flags() -> frozenset[str]:
@@ -149,6 +141,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     lacking = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
     if lacking:
         raise FolderError(f"{path} lacks {', '.join(lacking)}; wanted a manifest made by edgeqat")
+    runtime, engine = manifest["runtime"], manifest["engine"]
+    wanted = {"schema": (1,), "runtime": tuple(ENGINES), "engine": ENGINES.get(runtime, (engine,))}
+    for key, values in wanted.items():
+        if manifest.get(key) not in values:
+            names = " or ".join(map(str, values))
+            raise FolderError(f"{path} has the {key} {manifest.get(key)!r}, wanted {names}; fetch the artifact again")
+    for key in ("arithmetics", "inputs", "outputs"):
+        if not manifest[key]:
+            raise FolderError(f"{path} names no {key}, wanted at least one; fetch the artifact again")
     for name in (manifest["model"], *manifest["files"]):
         if Path(name).name != name:
             raise FolderError(f"{path} names the file {name!r}, which is outside the folder; fetch the artifact again")
@@ -206,9 +207,10 @@ def compare(manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Re
     """Runs the golden inputs through a model file and compares."""
     engine, against = choose_engine(manifest)
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
+    check_complete(manifest, golden, against)
     check_preprocessing(manifest, golden)
     samples = len(next(iter(feed.values())))
-    inside = any(row["exact"] for row in manifest["checks"])
+    inside = sum(row["exact"] for row in manifest["checks"])
     taps = golden["taps"].tobytes() if inside else b""
     outputs, values = run_model(manifest, model, engine, feed, taps)
     identical, worst, wrong = compare_outputs(manifest, golden, against, outputs)
@@ -216,7 +218,18 @@ def compare(manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Re
     first = wrong if first is None else first
     runtime = manifest["runtime"] if manifest["runtime"] == "onnxruntime" else f"{manifest['runtime']}/{engine}"
     here = arithmetic_here(runtime) == against
-    return Replay(against, here, samples, identical, worst, first, first is None)
+    owed = max((entry["owed"] for entry in manifest["outputs"].values()), key=OWED.index)
+    return Replay(against, here, samples, identical, worst, first, first is None, owed, inside)
+
+
+def check_complete(manifest: dict[str, Any], golden: dict[str, Any], against: str) -> None:
+    """Raises LookupError where the manifest does not list what the golden vectors hold: it would go unchecked."""
+    rows = {"outputs": manifest["outputs"], "crc32": {row["value"] for row in manifest["checks"]}}
+    for part, listed in rows.items():
+        prefix = f"{against}/{part}/"
+        odd = {key.removeprefix(prefix) for key in golden if key.startswith(prefix)} ^ set(listed)
+        if odd:
+            raise LookupError(f"only one of them has {prefix}{min(odd)}")
 
 
 def choose_engine(manifest: dict[str, Any]) -> tuple[str, str]:
@@ -354,7 +367,7 @@ def _run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, A
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         found = session.run(None, feed)
     except Exception as error:
-        raise FolderError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+        raise FolderError(f"ONNX Runtime refuses the model: {reason_of(error)}") from error
     return dict(zip((o.name for o in session.get_outputs()), found, strict=True))
 
 
@@ -373,10 +386,17 @@ def run_torchscript(
             found = [tensor.numpy() for tensor in module(*inputs)]
             values = tapped_torchscript(module, taps.decode().split("\n"), inputs) if taps else {}
     except RuntimeError as error:
-        raise FolderError(f"torch refuses the model: {str(error).splitlines()[0]}") from error
+        raise FolderError(f"torch refuses the model: {reason_of(error)}") from error
     finally:
         torch.set_num_threads(threads)
     return dict(zip(outputs, found, strict=True)), {name: value.numpy() for name, value in values.items()}
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a runtime's message that says what is wrong; TorchScript puts a traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    marked = [line.removeprefix("RuntimeError: ") for line in lines if line.startswith("RuntimeError: ")]
+    return marked[-1] if marked else lines[0]
 
 
 def load_torchscript(path: Path, engine: str) -> Any:
@@ -399,8 +419,9 @@ def load_torchscript(path: Path, engine: str) -> Any:
             torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FolderError(f"{path} cannot be read as TorchScript ({reason}); fetch the artifact again") from error
+        raise FolderError(
+            f"{path} cannot be read as TorchScript ({reason_of(error)}); fetch the artifact again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -445,6 +466,13 @@ def tensor_kinds(graph: Any) -> list[str]:
 def describe(result: Replay) -> str:
     """One line for a person."""
     share = f"{100 * result.identical:.2f}% of outputs bit-identical to {result.against} on {result.samples} samples"
+    if result.passed and result.owed != "exact":
+        inner = f"{result.inside} inner values bit-identical to {result.against}, " if result.inside else ""
+        bound = f"wanted at most {FLOAT_TOLERANCE:g} of the largest one: two float32 libraries may round differently"
+        if result.owed == "reported":
+            bound = "not bounded, since floats were quantized again before them"
+        worst = f"outputs on {result.samples} samples differ by at most {result.max_difference:.3g}"
+        return f"verified: {inner}{worst} ({bound})"
     if result.passed:
         return f"verified: {share}"
     if not result.exact_here:
@@ -457,7 +485,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
-    parser.add_argument("--image", type=Path, help="an image file or a .npy array to run the model on instead")
+    parser.add_argument("--image", type=Path, help="an image (needs Pillow) or a .npy array to run on instead")
     options = parser.parse_args()
     try:
         if options.image is not None:
@@ -468,7 +496,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"error: {error}; pip install {error.name}", file=sys.stderr)
+        print(f"error: {error}; pip install {'pillow' if error.name == 'PIL' else error.name}", file=sys.stderr)
         return 4
     print(describe(result))
     return 0 if result.passed or not result.exact_here else 3

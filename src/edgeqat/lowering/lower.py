@@ -98,11 +98,10 @@ def _check_runs(
         try:
             session.run_with_taps(batch)
         except Exception as error:
-            # The runtime raises whatever its kernels do; the last line is the kernel's own.
-            reason = str(error).strip().splitlines()[-1]
+            # The runtime raises whatever its kernels do.
             raise EdgeqatError(
-                f"the file for {runtime} does not run with a batch of {n} ({reason}); it has the float ops "
-                f"{ops or 'none'}: write those that read the batch's size another way"
+                f"the file for {runtime} does not run with a batch of {n} ({replay.reason_of(error)}); it has the "
+                f"float ops {ops or 'none'}: write those that read the batch's size another way"
             ) from error
 
 
