@@ -6,15 +6,48 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeqat.errors import InputError
 
-__all__ = ["Batch", "Signature", "call", "call_of"]
+__all__ = ["Batch", "Leaf", "Signature", "call", "call_of"]
 
 Batch: TypeAlias = "Tensor | tuple[Any, ...] | dict[str, Any]"
 """What a model is called with: a tensor, a tuple (positional) or a dict (keyword) of inputs."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What one input tensor must be.
+
+    Attributes:
+        shape: Its sizes; None for the batch.
+        dtype: The example's type; any other floating one will do where that is one, as under autocast.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, example: Tensor) -> Leaf:
+        """That of a captured input, whose batch is symbolic."""
+        return cls(tuple(size if isinstance(size, int) else None for size in example.shape), example.dtype)
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether a tensor fits."""
+        same = tensor.dtype == self.dtype or (tensor.is_floating_point() and self.dtype.is_floating_point)
+        return (
+            same
+            and tensor.dim() == len(self.shape)
+            and all(want is None or size == want for size, want in zip(tensor.shape, self.shape, strict=True))
+        )
+
+    def describe(self) -> str:
+        """As messages show it."""
+        sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
+        return f"{str(self.dtype).removeprefix('torch.')} [{sizes}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +59,19 @@ class Signature:
             each is one tensor.
         in_spec: pytree spec of (args, kwargs).
         out_spec: pytree spec of the output.
+        leaves: What each input must be; empty where that is not known.
     """
 
     inputs: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    leaves: tuple[Leaf, ...] = ()
 
     def flatten(self, batch: Batch) -> list[Tensor]:
         """The input tensors of a batch, in the order of `inputs`.
 
         Raises:
-            InputError: The batch has another structure than the example inputs, or holds no tensors.
+            InputError: The batch has another structure than the example inputs, or a tensor another shape or type.
         """
         return self.flatten_call(*call_of(batch))
 
@@ -50,6 +85,10 @@ class Signature:
         for name, leaf in zip(self.inputs, leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 raise InputError(f"input {name!r} is a {type(leaf).__name__}, wanted a tensor")
+        for name, leaf, wanted in zip(self.inputs, leaves, self.leaves, strict=False):
+            if not wanted.takes(leaf):
+                found = f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+                raise InputError(f"input {name!r} is {found}, wanted {wanted.describe()} as in the example inputs")
         return leaves
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

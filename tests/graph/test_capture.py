@@ -106,20 +106,6 @@ def test_a_fixed_batch_size_is_refused() -> None:
         capture(FixedBatch(), IMAGE)
 
 
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        ((), "found no example inputs"),
-        ((3,), "found an example input of type int"),
-        (torch.zeros(()), r"found an example input of shape \(\)"),
-    ],
-    ids=["none", "a number", "no batch"],
-)
-def test_example_inputs_must_be_batches_of_tensors(example: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        capture(SmallNet(), example)  # type: ignore[arg-type]
-
-
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(CaptureError, match="found a function, wanted an nn.Module"):
         capture(lambda x: x, IMAGE)  # type: ignore[arg-type]

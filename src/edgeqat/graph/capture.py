@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from edgeqat.errors import CaptureError, InputError
+from edgeqat.errors import CaptureError
+from edgeqat.graph.example import check_float32, example_call
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.program import BATCH_DIM, Origin
-from edgeqat.signature import Batch, Signature, call_of
+from edgeqat.signature import Batch, Leaf, Signature
 
 __all__ = ["CapturedGraph", "capture", "innermost_module"]
 
@@ -98,11 +99,13 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
 
     Raises:
         CaptureError: torch.export cannot export the model; the message names the line that stands in the way.
-        InputError: An example input is no tensor.
+        ModelError: The model is in another precision than float32.
+        InputError: An example input is no tensor, or in another precision.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"found a {type(model).__name__}, wanted an nn.Module")
-    args, kwargs = _example_call(example_inputs)
+    args, kwargs = example_call(example_inputs)
+    check_float32(model, pytree.tree_leaves((args, kwargs)))
     template = copy.deepcopy(model)
     own = _sharing_copy(template).eval()
     for parameter in own.parameters():
@@ -126,9 +129,12 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.lint()
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
-    names = tuple(n.name for n in graph.nodes if n.op == "placeholder")
+    values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
+    names = tuple(values)
     keywords = (*_positional(own, args), *kwargs)
-    signature = Signature(keywords if len(keywords) == len(names) else names, in_spec, out_spec)
+    signature = Signature(
+        keywords if len(keywords) == len(names) else names, in_spec, out_spec, tuple(map(Leaf.of, values.values()))
+    )
     return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template)
 
 
@@ -136,25 +142,6 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     """A copy whose modules are its own, and whose parameters and buffers are the model's: it costs no memory."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def _example_call(example_inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = call_of(example_inputs)
-    leaves = pytree.tree_leaves((args, kwargs))
-    if not leaves:
-        raise InputError("found no example inputs, wanted at least one tensor")
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise InputError(f"found an example input of type {type(leaf).__name__}, wanted tensors only")
-        if leaf.dim() == 0 or leaf.shape[0] == 0:
-            raise InputError(f"found an example input of shape {tuple(leaf.shape)}, wanted a batch in dimension 0")
-
-    def own(x: Tensor) -> Tensor:
-        # A tensor given twice would be taken for one input, so each gets memory of its own.
-        return torch.cat([x, x]) if x.shape[0] == 1 else x.clone()
-
-    args, kwargs = pytree.tree_map(own, (args, kwargs))
-    return args, kwargs
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:

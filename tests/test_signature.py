@@ -1,0 +1,58 @@
+"""How a model is called: what fits its signature and what is refused, wherever a batch comes in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import edgeqat as eq
+from edgeqat.errors import InputError
+from models import SmallNet, Tokens
+
+
+@pytest.fixture(scope="module")
+def sim() -> eq.SimulatedModel:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    return eq.calibrate(eq.prepare(SmallNet().eval(), x), [x])
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        (torch.zeros(2, 1, 8, 8), r"float32 \[2, 1, 8, 8\]"),
+        (torch.zeros(2, 3, 8), r"float32 \[2, 3, 8\]"),
+        (torch.zeros(3, 8, 8), r"float32 \[3, 8, 8\]"),
+        (torch.zeros(2, 3, 16, 16), r"float32 \[2, 3, 16, 16\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"uint8 \[2, 3, 8, 8\]"),
+        (torch.zeros(()), r"float32 \[\]"),
+    ],
+    ids=["channels", "rank", "no batch", "size", "integers", "number"],
+)
+def test_inputs_of_another_shape_or_type(
+    sim: eq.SimulatedModel, small_artifact: eq.Artifact, small_program: eq.QuantizedProgram, batch: Tensor, found: str
+) -> None:
+    words = rf"^input 'x' is {found}, wanted float32 \[N, 3, 8, 8\] as in the example inputs$"
+    with pytest.raises(InputError, match=words):
+        sim(batch)
+    with pytest.raises(InputError, match=words), sim.exact("onnxruntime/x86"):
+        sim(batch)
+    with pytest.raises(InputError, match=words):
+        eq.reference(small_program, batch)
+    with pytest.raises(InputError, match=words):
+        eq.verify(small_artifact, small_program, [batch])
+    with pytest.raises(InputError, match=words):
+        small_artifact.run(batch)
+
+
+def test_any_batch_and_any_floating_type_fit(sim: eq.SimulatedModel) -> None:
+    signature = sim.plan.program.signature
+    for batch in (torch.zeros(1, 3, 8, 8), torch.zeros(7, 3, 8, 8, dtype=torch.bfloat16)):
+        assert signature.flatten(batch)[0] is batch
+
+
+def test_indices_are_of_the_examples_type() -> None:
+    sim = eq.prepare(Tokens().eval(), torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"^input 'indices' is float32 \[2, 5\], wanted int64 \[N, 5\] as in"):
+        sim(torch.zeros(2, 5))
