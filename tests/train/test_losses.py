@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat.errors import DataError, InputError, ModelError
@@ -23,6 +24,31 @@ A, B = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 2.0]])
 )
 def test_losses_by_hand(name: str, targets: Tensor, value: float) -> None:
     assert resolve_loss(name)(A, targets).item() == pytest.approx(value)
+
+
+def test_void_pixels_do_not_count_in_cross_entropy() -> None:
+    scores = torch.randn(2, 3, 4, 4, requires_grad=True)
+    targets = torch.randint(0, 3, (2, 4, 4))
+    targets[:, 1] = 255
+    loss = resolve_loss("cross_entropy")(scores, targets)
+    kept = [0, 2, 3]
+    assert torch.equal(loss, F.cross_entropy(scores[:, :, kept].contiguous(), targets[:, kept].contiguous()))
+    loss.backward()
+    assert scores.grad is not None and not bool(scores.grad[:, :, 1].any()) and bool(scores.grad[:, :, 0].any())
+
+
+def test_a_batch_of_void_pixels_alone_and_one_of_shares() -> None:
+    scores = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = resolve_loss("cross_entropy")(scores, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert scores.grad is not None and (loss.item(), bool(scores.grad.any())) == (0.0, False)
+    shares = torch.rand(2, 3, 4, 4)
+    assert torch.equal(resolve_loss("cross_entropy")(scores, shares), F.cross_entropy(scores, shares))
+
+
+def test_an_image_has_no_void_class() -> None:
+    with pytest.raises(IndexError, match="Target 255 is out of bounds"):
+        resolve_loss("cross_entropy")(torch.zeros(1, 3), torch.tensor([255]))
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "binary_cross_entropy_with_logits"])

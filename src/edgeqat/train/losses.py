@@ -10,12 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat.errors import DataError, InputError, ModelError
-from edgeqat.per_sample import describe
+from edgeqat.per_sample import IGNORED, describe
 
 __all__ = ["LOSSES", "Loss", "check_loss", "resolve_loss"]
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 """Maps the model's own output structure and the targets to a 0-d tensor."""
+
+
+def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
+    """Cross-entropy; where every pixel has a class, those of 255 do not count, as in mean_iou."""
+    is_map = isinstance(outputs, Tensor) and outputs.dim() == 4
+    if not is_map or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return F.cross_entropy(outputs, targets)
+    if not bool((targets != IGNORED).any()):
+        return 0 * outputs.sum()  # the mean over no pixels is NaN; there is nothing to learn from such a batch
+    return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
 
 
 def _of_one_shape(function: Loss) -> Loss:
@@ -33,7 +43,7 @@ def _of_one_shape(function: Loss) -> Loss:
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
-        "cross_entropy": F.cross_entropy,
+        "cross_entropy": _cross_entropy,
         "mse": _of_one_shape(F.mse_loss),
         "l1": _of_one_shape(F.l1_loss),
         "binary_cross_entropy_with_logits": _of_one_shape(F.binary_cross_entropy_with_logits),
