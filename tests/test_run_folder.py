@@ -76,7 +76,7 @@ def test_what_holds_a_run(tmp_path: Path, names: list[str], state: FolderState, 
         (["photo.png"], "holds files that are no edgeqat run, such as photo.png"),
         ([*FINISHED, "notes.txt"], "holds files that are no edgeqat run, such as notes.txt"),
         ([".edgeqat-lock", "notes.txt"], "holds files that are no edgeqat run, such as notes.txt"),
-        (["report.json"], "holds files that are no edgeqat run; choose another directory"),
+        (["report.json"], "holds report.json but no recipe.yaml, without which it is no run to resume or replace"),
         ([".notes.txt.swp"], "holds files that are no edgeqat run, such as .notes.txt.swp"),
     ],
 )

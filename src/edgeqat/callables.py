@@ -10,7 +10,10 @@ from typing import Any
 
 from edgeqat.errors import ModelError
 
-__all__ = ["resolve_callable"]
+__all__ = ["USER_ERRORS", "resolve_callable"]
+
+USER_ERRORS = (Exception, SystemExit)
+"""What the user's own code may raise: anything, and sys.exit would end a run without a word. Ctrl-C goes through."""
 
 
 def resolve_callable(target: str, what: str) -> Callable[..., Any]:
@@ -28,7 +31,7 @@ def resolve_callable(target: str, what: str) -> Callable[..., Any]:
         raise ModelError(f"{what}: found {target!r}, wanted module:callable or file.py:callable")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
+    except USER_ERRORS as error:
         # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
         raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeqat.callables import resolve_callable
+from edgeqat.callables import USER_ERRORS, resolve_callable
 from edgeqat.errors import InputError, ModelError, RecipeError
 from edgeqat.metrics import Metric, resolve_metric
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
@@ -30,7 +30,7 @@ def build_model(section: ModelSection, seed: int) -> nn.Module:
         model = factory(**section.args)
     except ModelError:
         raise
-    except Exception as error:
+    except USER_ERRORS as error:
         raise ModelError(
             f"model.factory {section.factory} failed with model.args {section.args}: {type(error).__name__}: {error}"
         ) from error

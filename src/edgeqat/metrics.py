@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeqat.callables import resolve_callable
+from edgeqat.callables import USER_ERRORS, resolve_callable
 from edgeqat.errors import DataError, InputError
 from edgeqat.intervals import (
     Estimate,
@@ -233,7 +233,7 @@ def _guarded(function: Callable[[Any, Any], Tensor], name: str) -> Callable[[Any
         n = len(next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)))
         try:
             found: Any = function(outputs, targets)
-        except Exception as error:
+        except USER_ERRORS as error:
             # It is the user's code, which may raise anything.
             raise DataError(f"the metric {name} fails on a batch: {type(error).__name__}: {error}") from error
         if not isinstance(found, Tensor) or found.shape != (n,) or found.is_complex():

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
@@ -156,7 +157,7 @@ def _check_takes(model: nn.Module, work: Run) -> None:
     try:
         with torch.no_grad():
             call(copy.deepcopy(model).eval(), example)
-    except Exception as error:
+    except USER_ERRORS as error:
         # The model is the user's code, which may raise anything.
         found = ", ".join(f"{name} {describe(leaf)}" for name, leaf in named_leaves("inputs", example).items())
         raise ModelError(

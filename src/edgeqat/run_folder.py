@@ -106,9 +106,15 @@ def _state_of(folder: Path) -> FolderState:
     if not entries:
         return FolderState.FREE
     foreign = sorted(name for name in entries if name not in OWN_NAMES and name != LOCK and not _is_temporary(name))
-    if foreign or ("recipe.yaml" not in entries and LOCK not in entries):
-        found = f", such as {foreign[0]}" if foreign else ""
-        raise OutputError(f"{folder} holds files that are no edgeqat run{found}; choose another directory")
+    if foreign:
+        raise OutputError(
+            f"{folder} holds files that are no edgeqat run, such as {foreign[0]}; choose another directory"
+        )
+    if "recipe.yaml" not in entries and LOCK not in entries:
+        raise OutputError(
+            f"{folder} holds {min(entries)} but no recipe.yaml, without which it is no run to resume or replace; "
+            "restore recipe.yaml, delete the directory, or choose another"
+        )
     if "recipe.yaml" not in entries:  # killed while it emptied the directory or before it wrote anything
         return FolderState.FREE
     return FolderState.FINISHED if "report.json" in entries else FolderState.UNFINISHED

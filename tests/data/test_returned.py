@@ -197,9 +197,16 @@ GOOD = "'test': (images(6), classes(6))"
         (f"{{'train': (images(30), classes(30)), 'labels': 'abc', {GOOD}}}", "returned labels 'abc', wanted a seq"),
         (f"{{'train': (images(30), classes(30)), 'labels': [1, 2, 3], {GOOD}}}", "returned labels [1, 2, 3], wanted"),
         (f"{{'train': (images(30), classes(30)), 'mean': 0.5, {GOOD}}}", "returned mean 0.5, wanted one number a"),
-        (f"{{'train': (images(30), classes(30)), 'mean': [0.5, 0.5], {GOOD}}}", "wanted 1 finite numbers, one per"),
+        (
+            f"{{'train': (images(30), classes(30)), 'mean': [0.5, 0.5], {GOOD}}}",
+            "a mean that is [0.5, 0.5], wanted 1",
+        ),
         (f"{{'train': (images(30), classes(30)), 'std': [float('nan')], {GOOD}}}", "std [nan], wanted finite numbers"),
-        (f"{{'train': (images(30), classes(30)), 'std': [0], {GOOD}}}", "data.std is [0.0], wanted figures above 0"),
+        (
+            f"{{'train': (images(30), classes(30)), 'std': [0], {GOOD}}}",
+            "returned a std that is [0.0], wanted figures",
+        ),
+        (f"{{'train': (images(30) * 0, classes(30)), {GOOD}}}", "the std of the training images is [0.0], wanted"),
         (f"{{'train': (images(9), classes(9)), {GOOD}}}", "9 training samples, wanted at least 10"),
     ],
 )
@@ -287,3 +294,10 @@ def test_more_than_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_callable_that_cannot_be_imported(target: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         load(target, image_size=8, mean=None, std=None, calibration_n=4)
+
+
+def test_code_that_exits_does_not_end_the_run(tmp_path: Path) -> None:
+    found = refusal(tmp_path, "    import sys\n    sys.exit(7)\n    return {}")
+    assert found.endswith("failed: SystemExit: 7")
+    pairs = "type('P', (), {'__len__': lambda p: 3, '__getitem__': lambda p, i: exit(7)})()"
+    assert "train: sample 0 failed: SystemExit: 7" in refusal(tmp_path, f"{{'train': {pairs}, {GOOD}}}")

@@ -67,9 +67,14 @@ def raises(outputs: Any, targets: Any) -> Tensor:
     raise KeyError("boxes")
 
 
+def exits(outputs: Any, targets: Any) -> Tensor:
+    raise SystemExit(7)
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
+        (exits, "the loss own of one batch of digits fails: SystemExit: 7"),
         (raises, "the loss own of one batch of digits fails: KeyError: 'boxes'"),
         (lambda o, t: 1.0, "returns a float, wanted a 0-d tensor"),
         (lambda o, t: o.mean(1), r"returns float32 \[1\], wanted a 0-d tensor; take its mean"),

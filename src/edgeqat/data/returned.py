@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeqat.callables import resolve_callable
+from edgeqat.callables import USER_ERRORS, resolve_callable
 from edgeqat.data.dataset import Source, Split, describe, named_leaves
 from edgeqat.data.decode import require_memory
 from edgeqat.errors import DataError, EdgeqatError
@@ -40,7 +40,7 @@ def read_callable(source: str) -> Source:
         found = make()
     except EdgeqatError:
         raise
-    except Exception as error:
+    except USER_ERRORS as error:
         # The user's code may raise anything.
         raise DataError(f"data.source {source} failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, Mapping):
@@ -86,7 +86,7 @@ def _stack_pairs(what: str, pairs: Any) -> tuple[Any, Any]:
     wanted = None
     try:
         n = len(pairs)
-    except Exception as error:
+    except USER_ERRORS as error:
         # The user's code may raise anything.
         raise DataError(f"{what} has no length: {type(error).__name__}: {error}; {WANTED}") from error
     if n == 0:
@@ -94,7 +94,7 @@ def _stack_pairs(what: str, pairs: Any) -> tuple[Any, Any]:
     for index in range(n):
         try:
             pair = pairs[index]
-        except Exception as error:
+        except USER_ERRORS as error:
             # The user's code may raise anything.
             raise DataError(f"{what}: sample {index} failed: {type(error).__name__}: {error}") from error
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:

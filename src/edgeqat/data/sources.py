@@ -82,7 +82,7 @@ def load(
     labels = _check_labels(source, read)
     train, calibration, validation, test = carve(source, read, calibration_n)
     check_classes(f"{source}: the test split", test, 0 if labels is None else len(labels))
-    chosen_mean, chosen_std = _normalisation(read, (train, calibration, validation), mean, std)
+    chosen_mean, chosen_std = _normalisation(source, read, (train, calibration, validation), mean, std)
     size = read.image_size
     return Dataset(source, train, calibration, validation, test, chosen_mean, chosen_std, labels, size)
 
@@ -147,28 +147,36 @@ def _check_labels(source: str, read: Source) -> tuple[str, ...] | None:
 
 
 def _normalisation(
-    read: Source, training: Sequence[Split], mean: Sequence[float] | None, std: Sequence[float] | None
+    source: str,
+    read: Source,
+    training: Sequence[Split],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std: those given, else the source's own, else those of `training`; None for float inputs."""
+    # Messages name whose figures they are: the recipe's key, or what the source gave.
+    mean_name = f"{source} returned a mean that" if mean is None else "data.mean"
+    std_name = f"{source} returned a std that" if std is None else "data.std"
     mean = read.mean if mean is None else mean
     std = read.std if std is None else std
     images = [image for split in training for image in split.image_inputs]
     if not images:
-        for name, values in (("mean", mean), ("std", std)):
+        for name, values in ((mean_name, mean), (std_name, std)):
             if values is not None:
                 found = list(values)
-                raise DataError(f"data.{name} is {found}, but float32 inputs are used as they are; set it to null")
+                raise DataError(f"{name} is {found}, but float32 inputs are used as they are; set it to null")
         return None, None
     channels = images[0].shape[1]
     if mean is None or std is None:
         if any(image.shape[1] != channels for image in images):
             raise DataError("inputs have images of different channel counts; give them as normalised float32")
         measured_mean, measured_std = _statistics(images)
+        std_name = f"{source}: the std of the training images" if std is None else std_name
         mean = measured_mean if mean is None else mean
         std = measured_std if std is None else std
-    chosen_mean, chosen_std = _per_channel("data.mean", mean, channels), _per_channel("data.std", std, channels)
+    chosen_mean, chosen_std = _per_channel(mean_name, mean, channels), _per_channel(std_name, std, channels)
     if min(chosen_std) <= 0:
-        raise DataError(f"data.std is {list(chosen_std)}, wanted figures above 0; give data.std")
+        raise DataError(f"{std_name} is {list(chosen_std)}, wanted figures above 0; give data.std")
     return chosen_mean, chosen_std
 
 

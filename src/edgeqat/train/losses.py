@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgeqat.callables import USER_ERRORS
 from edgeqat.errors import DataError, InputError, ModelError
 from edgeqat.per_sample import IGNORED, describe
 
@@ -24,7 +25,8 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
     if not is_map or not isinstance(targets, Tensor) or targets.is_floating_point():
         return F.cross_entropy(outputs, targets)
     if not bool((targets != IGNORED).any()):
-        return 0 * outputs.sum()  # the mean over no pixels is NaN; there is nothing to learn from such a batch
+        nothing: Tensor = outputs.sum() * 0.0  # the mean over no pixels would be NaN
+        return nothing
     return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
 
 
@@ -73,7 +75,7 @@ def check_loss(loss: Loss, name: str, source: str, outputs: Any, targets: Any) -
     """
     try:
         found: Any = loss(outputs, targets)
-    except Exception as error:
+    except USER_ERRORS as error:
         # The loss may be the user's code, which may raise anything.
         raise ModelError(f"the loss {name} of one batch of {source} fails: {type(error).__name__}: {error}") from error
     if not isinstance(found, Tensor):
