@@ -47,8 +47,6 @@ def run(
     ] = False,
 ) -> None:
     """The whole pipeline: train, quantize, lower, verify, measure, decide."""
-    from rich.console import Console
-
     from edgeqat.recipe import load_recipe
     from edgeqat.reporting.monitor import ConsoleMonitor
 
@@ -58,13 +56,13 @@ def run(
     monitor.stage(f"run {recipe} into {folder}")
     from edgeqat import pipeline
     from edgeqat.reporting.summary import print_summary
+    from edgeqat.reporting.terminal import table_console
 
     try:
         report = pipeline.run(loaded, folder, overwrite, monitor, resume)
     except KeyboardInterrupt:
         _interrupted(f"the run in {folder} is incomplete; the same command with --resume continues it")
-    # A table is read whole, so a pipe gets full lines too.
-    print_summary(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    print_summary(report, table_console())
     print(f"report: {folder / 'report.html'}")
     if not report.gate.passed:
         raise typer.Exit(3)
@@ -94,6 +92,8 @@ def inspect(
     """The plan: each op, INT8 or float and why; nothing is trained."""
     from edgeqat.pipeline import plan_recipe
     from edgeqat.recipe import load_recipe
+    from edgeqat.reporting.plan_print import print_plan
+    from edgeqat.reporting.terminal import table_console
 
     planned = plan_recipe(load_recipe(recipe, settings))
     if diff is not None:
@@ -105,37 +105,7 @@ def inspect(
     elif as_json:
         print(json.dumps(planned.to_dict(), indent=1))
     else:
-        _print_plan(planned)
-
-
-def _print_plan(planned: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(header_style="bold")
-    for column in ("op", "kind", "runs", "in", "weight", "out", "fused with", "why"):
-        table.add_column(column, overflow="fold")
-    rows = planned.rows()
-    for row in rows:
-        cells = (
-            row.op,
-            row.kind,
-            row.runs,
-            row.grid_in,
-            row.grid_weight,
-            row.grid_out,
-            row.fused,
-            row.reason,
-        )
-        table.add_row(*(Text(cell) for cell in cells))
-    # A plan is read whole, so a pipe gets full lines too.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    for refusal in planned.refusals:
-        console.print(f"not fused  {refusal.name}: {refusal.reason}", markup=False)
-    integer = sum(row.runs == "INT8" for row in rows)
-    console.print(f"{integer} ops in INT8, {len(rows) - integer} in float; plan {planned.program.plan_hash[:12]}")
+        print_plan(planned, table_console())
 
 
 @app.command()
@@ -169,17 +139,16 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifact folders, interleaved in one run; ratios are against the first."""
-    from rich.console import Console
-
     from edgeqat.machine import describe_machine
     from edgeqat.measuring import bench as measuring
     from edgeqat.reporting.latency_table import bench_to_dict, print_bench
+    from edgeqat.reporting.terminal import table_console
 
     results, machine = measuring.bench(folders, threads, batch), describe_machine(threads)
     if as_json:
         print(json.dumps(bench_to_dict(results, machine), indent=1))
     else:
-        print_bench(results, machine, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+        print_bench(results, machine, table_console())
 
 
 @app.command()
@@ -188,15 +157,14 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Finished runs side by side: results, how their recipes differ, and what cannot be compared."""
-    from rich.console import Console
-
     from edgeqat.reporting.comparison import compare_runs, print_comparison
+    from edgeqat.reporting.terminal import table_console
 
     comparison = compare_runs(folders)
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=1))
     else:
-        print_comparison(comparison, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+        print_comparison(comparison, table_console())
 
 
 @app.command()

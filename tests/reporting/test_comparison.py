@@ -166,9 +166,12 @@ def test_a_run_given_twice(tmp_path: Path) -> None:
 # The command.
 
 
-def test_compare_prints_rows_differences_and_warnings(command: CommandLine, tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a[b]")
-    b = write_run(tmp_path / "b", "train=null", passed=False, machine=MACHINE | {"cpu": "d"})
+def test_compare_prints_rows_differences_and_warnings(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a = write_run(Path("a[b]"))
+    b = write_run(Path("b"), "train=null", passed=False, machine=MACHINE | {"cpu": "d"})
     ended = command("compare", a, b)
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
@@ -179,6 +182,25 @@ def test_compare_prints_rows_differences_and_warnings(command: CommandLine, tmp_
     (epochs,) = [line.split() for line in lines if line.split()[:1] == ["train.float_epochs"]]
     assert epochs[1:] == ["20", "-"]
     assert lines[-1] == "warning: machine.cpu differs (c | d): latencies cannot be compared"
+
+
+def test_compare_in_80_columns_breaks_no_cell(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    full = row("qat").model_copy(update={"drop": 0.0163, "drop_ci95": (-0.0163, 0.0304), "file_bytes": 56100})
+    results = [row("float_finetuned"), full]
+    long = tmp_path / "a-run-with-a-name-that-leaves-no-room-beside-it"
+    runs = [write_run(long, results=results), write_run(tmp_path / "b", "train.seed=3", results=results)]
+    ended = command("compare", *runs)
+    lines = ended.out.splitlines()
+    for run, seed in zip(runs, (0, 3), strict=True):
+        assert str(run) in lines
+        assert f"  {run}: {seed}" in lines
+    figures = [line for line in lines if "-1.63..+3.04" in line]
+    assert len(figures) == 2 and max(map(len, figures)) <= 80
+    assert sum(line.split()[:1] == ["float_finetuned"] for line in lines) == 2
+    assert sum(line.rstrip().endswith("pass") for line in lines) == 2
 
 
 def test_compare_of_equal_recipes(command: CommandLine, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from edgeqat.errors import InputError
 from edgeqat.reporting.schema import Report, Row, read_report
 from edgeqat.reporting.summary import COLUMNS, table_rows
+from edgeqat.reporting.terminal import fits
 
 __all__ = ["Comparison", "Difference", "compare_runs", "print_comparison"]
 
@@ -129,26 +130,52 @@ def row_verdict(report: Report, row: Row) -> bool | None:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Prints the results of each run, how the recipes differ, and the warnings."""
     runs = list(comparison.reports)
-    table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
-    names = {report.results[0].metric.name for report in comparison.reports.values()}
-    metric = names.pop() if len(names) == 1 else "metric"
-    for column in ("run", *COLUMNS, "gate"):
-        table.add_column(metric if column == "metric" else column, overflow="fold")
-    for run, report in comparison.reports.items():
-        for row, cells in zip(report.results, table_rows(report), strict=True):
-            verdict = {True: "pass", False: "FAIL", None: ""}[row_verdict(report, row)]
-            table.add_row(*(Text(cell) for cell in (run, *cells, verdict)), end_section=row is report.results[-1])
-    console.print(table)
+    together = _results(comparison, runs)
+    if fits(together, console):
+        console.print(together)
+    else:  # a path a line, instead of a column of them
+        for run in runs:
+            console.print(Text(run, style="bold"), soft_wrap=True)
+            console.print(_results(comparison, [run], named=False))
     if comparison.recipe:
-        table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
-        for column in ("recipe", *runs):
-            table.add_column(Text(column), overflow="fold")
-        for found in comparison.recipe:
-            table.add_row(*(Text(cell) for cell in (found.key, *found.describe(runs))))
-        console.print(table)
+        _print_recipe(comparison, runs, console)
     elif len(runs) > 1:
         console.print("the recipes are the same")
     if len(runs) > 1:
         console.print("runs are timed one after the other; edgeqat bench times their artifacts in turn")
     for line in comparison.warnings:
         console.print(f"warning: {line}", markup=False, soft_wrap=True)
+
+
+def _results(comparison: Comparison, runs: Sequence[str], named: bool = True) -> Table:
+    """The rows of some runs; with their names in a column, or without and as narrow as can be."""
+    if named:
+        table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
+    else:
+        table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    names = {report.results[0].metric.name for report in comparison.reports.values()}
+    metric = names.pop() if len(names) == 1 else "metric"
+    for column in (*(["run"] if named else []), *COLUMNS, "gate"):
+        table.add_column(metric if column == "metric" else column, overflow="fold")
+    for run in runs:
+        report = comparison.reports[run]
+        for row, cells in zip(report.results, table_rows(report), strict=True):
+            verdict = {True: "pass", False: "FAIL", None: ""}[row_verdict(report, row)]
+            shown = (*([run] if named else []), *cells, verdict)
+            table.add_row(*(Text(cell) for cell in shown), end_section=row is report.results[-1])
+    return table
+
+
+def _print_recipe(comparison: Comparison, runs: Sequence[str], console: Console) -> None:
+    table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
+    for column in ("recipe", *runs):
+        table.add_column(Text(column), overflow="fold")
+    for found in comparison.recipe:
+        table.add_row(*(Text(cell) for cell in (found.key, *found.describe(runs))))
+    if fits(table, console):
+        console.print(table)
+        return
+    for found in comparison.recipe:
+        console.print(Text(found.key, style="bold"), soft_wrap=True)
+        for run, value in zip(runs, found.describe(runs), strict=True):
+            console.print(Text(f"  {run}: {value}"), soft_wrap=True)
