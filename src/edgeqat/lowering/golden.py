@@ -7,6 +7,7 @@ a model of 0.3 MB).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from torch import Tensor
 
 from edgeqat.errors import TamperedError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.program import Kind, QuantizedProgram
+from edgeqat.program import BATCH_DIM, Kind, QuantizedProgram
 from edgeqat.replay import FolderError, checksums, preprocess, read_safetensors, steps_of
 
 __all__ = ["GOLDEN_N", "golden_inputs", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
 
 GOLDEN_N = 16
 GOLDEN_SEED = 20240229
+
+PART_ELEMENTS = 2**21
+"""Elements of the largest value up to which samples are computed together. Larger tensors, 8 MiB in float32, get
+fresh memory from the system each time, which took longer than the arithmetic."""
 
 
 def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
@@ -105,13 +111,47 @@ def golden_vectors(
             tensors[f"pixels/{name}"] = pixels
     tensors["taps"] = torch.from_numpy(np.frombuffer(taps, np.uint8).copy())
     for name in arithmetics:
-        outputs, values = Interpreter(program, ARITHMETICS[name]).run_with_taps(list(inputs))
-        leaves: list[Any] = torch.utils._pytree.tree_leaves(outputs)
-        for output, tensor in zip(program.outputs, leaves, strict=True):
-            tensors[f"{name}/outputs/{output}"] = tensor.detach().clone().contiguous()
-        for value, integers in values.items():
-            tensors[f"{name}/crc32/{value}"] = torch.from_numpy(checksums(integers.to(torch.uint8).numpy()))
+        together = samples_together(program, ARITHMETICS[name], len(inputs[0]))
+        tensors |= {f"{name}/{key}": tensor for key, tensor in _expected(program, name, inputs, together).items()}
     return tensors
+
+
+def samples_together(program: QuantizedProgram, arithmetic: Arithmetic, n: int) -> int:
+    """How many of n samples to compute at once: fewer than n only if the integers are the same either way.
+
+    They are where each sample is computed on its own: all integers have the batch in front, no float op, whose last
+    bits may depend on the batch, is among the ops, and no sample's addition ends within a block.
+    """
+    largest = 1
+    for op in program.ops:
+        for name in op.outputs:
+            sizes = program.values[name].shape[1:]
+            elements = math.prod(size for size in sizes if isinstance(size, int))
+            within_block = op.kind is Kind.ADD and elements % arithmetic.add_block != 0
+            if op.kind is Kind.FLOAT or BATCH_DIM in sizes or within_block:
+                return max(1, n)
+            largest = max(largest, elements)
+    return max(1, min(n, PART_ELEMENTS // largest))
+
+
+def _expected(
+    program: QuantizedProgram, arithmetic: str, inputs: Sequence[Tensor], together: int
+) -> dict[str, Tensor]:
+    """Outputs, and the checksums of all values inside."""
+    interpreter = Interpreter(program, ARITHMETICS[arithmetic])
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, max(1, len(inputs[0])), together):
+        found, values = interpreter.run_with_taps([tensor[start : start + together] for tensor in inputs])
+        leaves: list[Any] = torch.utils._pytree.tree_leaves(found)
+        for output, tensor in zip(program.outputs, leaves, strict=True):
+            parts.setdefault(f"outputs/{output}", []).append(tensor.detach())
+        for value, integers in values.items():
+            crc = torch.from_numpy(checksums(integers.to(torch.uint8).numpy()))
+            parts.setdefault(f"crc32/{value}", []).append(crc)
+    # One part is all samples; its outputs need not have the batch in front.
+    return {
+        key: (torch.cat(found) if len(found) > 1 else found[0].clone()).contiguous() for key, found in parts.items()
+    }
 
 
 def golden_inputs(folder: Path, manifest: Mapping[str, Any], n: int) -> dict[str, np.ndarray[Any, Any]]:

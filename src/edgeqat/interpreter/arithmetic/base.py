@@ -21,9 +21,15 @@ class Arithmetic(Protocol):
     """Integers are held in float32 (accumulators beyond 2**24 in float64), exactly; rounding is the arithmetic's.
 
     Shapes: accumulators are [N, C, ...]; `weight_scale` is 0-d or [C].
+
+    Attributes:
+        name: What it is called.
+        add_block: Elements that an addition computes together; those left over at the end of the whole tensor may
+            come out differently. 1 where every element is computed alike.
     """
 
     name: str
+    add_block: int
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         """Float to integers of `grid`."""

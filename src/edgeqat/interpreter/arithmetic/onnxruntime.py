@@ -30,6 +30,7 @@ class OnnxRuntimeX86:
     """See the head of this file."""
 
     name = "onnxruntime/x86"
+    add_block = 1
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()

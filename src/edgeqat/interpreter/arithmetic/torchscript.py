@@ -60,6 +60,7 @@ class _TorchInt8:
     """What the engines share."""
 
     name = ""
+    add_block = 1
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()
@@ -75,6 +76,8 @@ class _TorchInt8:
 
 class _Native(_TorchInt8):
     """The engines whose additions and pools are torch's own kernels."""
+
+    add_block = ADD_BLOCK
 
     def split_bias(
         self, bias: Tensor, input_scale: Tensor, weight_scale: Tensor
