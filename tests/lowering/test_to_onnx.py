@@ -180,7 +180,6 @@ def test_several_inputs_and_outputs() -> None:
 INPUTS = {
     "constants made in forward": (WithConstants, IMAGE),
     "integer inputs": (Tokens, torch.arange(40).reshape(8, 5) % 10),
-    "half precision, all in float": (lambda: nn.Conv2d(3, 4, 1).half(), IMAGE.half()),
 }
 
 
