@@ -21,6 +21,7 @@ EXACT_ARITHMETIC = pytest.mark.skipif(
 )
 STAGE_LINE = re.compile(r" *\d+\.\d s  \S|          \S")
 MAIN = "import sys; sys.argv[0] = 'edgeqat'; from edgeqat.cli import main; main()"
+os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers that they have 80; a pipe has none
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 

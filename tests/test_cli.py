@@ -231,7 +231,11 @@ def test_model_that_cannot_be_captured_is_located(tmp_path: Path) -> None:
     [
         (["notes.txt"], "holds files that are no edgeqat run, such as notes.txt; choose another directory"),
         (["recipe.yaml", "net.py"], "holds files that are no edgeqat run, such as net.py; choose another directory"),
-        (["report.json"], "holds report.json but no recipe.yaml, without which it is no run to resume or replace"),
+        (
+            ["report.json"],
+            "holds report.json but no recipe.yaml, without which it is no run to resume or replace; restore "
+            "recipe.yaml, delete the directory, or choose another",
+        ),
     ],
     ids=["foreign", "a recipe among foreign files", "no recipe"],
 )

@@ -306,7 +306,5 @@ def test_overrides_become_a_mapping_with_its_precedence() -> None:
 
 
 def test_settings_that_are_not_available_are_refused() -> None:
-    with pytest.raises(PlanError, match="WeightConfig: learned ranges are not available yet"):
-        build_mapping(QuantizeSection.model_validate({"weights": {"learned": True}}))
     with pytest.raises(PlanError, match=r"found the regex '\(', which is not one"):
         build_mapping(QuantizeSection.model_validate({"overrides": [{"regex": "(", "quantize": False}]}))
