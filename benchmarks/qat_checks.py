@@ -64,18 +64,21 @@ def check_step(name: str, step: Step) -> str:
 
 
 def _operands_on_grids(name: str, step: Step) -> str:
-    """Every conv and linear gets an input and, per output channel, a weight of at most 256 equidistant values."""
+    """Every conv and linear gets an input and, per output channel, a weight on a grid of at most 256 points."""
     assert step.module.training or not any(True for _ in step.module.children()), f"{name} is not in training mode"
     with _Watch() as watch, step.autocast():
         step.module(step.setting.x)
     wanted = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in step.setting.model.modules())
     assert len(watch.seen) == wanted, f"{name}: {len(watch.seen)} convs and linears ran, the model has {wanted}"
     for i, (x, weight) in enumerate(watch.seen):
-        for what, rows in (("input", x.detach().unique().reshape(1, -1)), ("weight", weight.detach().flatten(1))):
-            levels = max(len(row.unique()) for row in rows)
+        inputs = x.detach().transpose(0, 1).flatten(1) if step.variant.channel_inputs else x.detach().reshape(1, -1)
+        for what, rows in (("input", inputs), ("weight", weight.detach().flatten(1))):
+            values = [row.unique() for row in rows]
+            levels = max(len(found) for found in values)
             assert levels <= LEVELS, f"{name}: the {what} of op {i} has {levels} values, wanted {LEVELS} at most"
             # bfloat16 moves the points of a grid by up to half a step.
-            assert step.variant.autocast or on_grid(rows), f"{name}: the {what} of op {i} lies on no grid"
+            points = nn.utils.rnn.pad_sequence(values, batch_first=True)  # padded with 0, a point of every grid
+            assert step.variant.autocast or on_grid(points), f"{name}: the {what} of op {i} lies on no grid"
     return f"{wanted} convs and linears on grids"
 
 

@@ -67,6 +67,7 @@ class Variant:
         autocast: Whether it runs under torch.autocast in bfloat16.
         compiled: Whether `--compile` is meant for it.
         settle: Called on the module after the warm-up.
+        channel_inputs: Whether an input may have a grid for each of its channels.
     """
 
     build: Callable[[Setting], nn.Module]
@@ -74,6 +75,7 @@ class Variant:
     autocast: bool = False
     compiled: bool = True
     settle: Callable[[nn.Module], None] | None = None
+    channel_inputs: bool = False
 
 
 class Step:
@@ -259,6 +261,7 @@ VARIANTS: Mapping[str, Variant] = {
     # Their observers look at every step unless they are told to stop; ours do not run in training.
     "fx-frozen": Variant(_torch_fx, quantized=True, compiled=False, settle=_freeze_torch_fx),
     "pt2e-frozen": Variant(_pt2e, quantized=True, compiled=False, settle=_freeze_pt2e),
-    "nncf": Variant(_nncf, quantized=True, compiled=False),
+    # It gives depthwise convs inputs with a scale for each channel.
+    "nncf": Variant(_nncf, quantized=True, compiled=False, channel_inputs=True),
 }
 """By name."""
