@@ -189,6 +189,7 @@ def _written(
     # The exporter prints its progress and warns of its own internals; neither tells the user anything.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             exported = torch.export.export(module, examples, dynamic_shapes={"tensors": shapes})
@@ -200,7 +201,7 @@ def _written(
                 f"torch.onnx cannot export the float ops {kinds}: {str(error).splitlines()[0]}"
             ) from error
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
     assert written is not None
     return onnx.inliner.inline_local_functions(written.model_proto)
 

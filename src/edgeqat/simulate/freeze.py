@@ -94,6 +94,7 @@ def freeze(sim: Simulation) -> QuantizedProgram:
         name: value if value.grid is None else replace(value, grid=grids[id(value.grid)])
         for name, value in plan.values.items()
     }
+    quantizers = sim.weight_quantizers()
     consts: dict[str, Const] = {}
     biases: dict[str, Tensor] = {}
     for op in plan.ops:
@@ -105,9 +106,12 @@ def freeze(sim: Simulation) -> QuantizedProgram:
         input_scale, _ = input_grid.filled()
         bias = None if parameters.bias is None else sim.get_parameter(parameters.bias).detach().cpu()
         if parameters.norm is None:
-            consts[op.weight] = _const(sim, plan.consts[op.weight])
+            consts[op.weight] = _const(sim, plan.consts[op.weight], quantizers[op.weight])
         else:
-            consts[op.weight], bias = _normed(sim, plan.consts[op.weight], parameters, bias, input_scale)
+            raw = _const(sim, plan.consts[op.weight], quantizers[op.weight])
+            norm = sim.get_submodule(parameters.norm)
+            assert isinstance(norm, _BatchNorm)
+            consts[op.weight], bias = _normed(raw, norm, bias, input_scale)
         if bias is not None:
             biases[op.name] = _bias(op, bias, input_scale, consts[op.weight])
     ops = tuple(_filled(sim, op, biases) for op in plan.ops)
@@ -115,42 +119,33 @@ def freeze(sim: Simulation) -> QuantizedProgram:
     return QuantizedProgram(ops, values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash, grid_hash)
 
 
-def _const(sim: Simulation, const: Const) -> Const:
-    weight = _finite_weight(sim, const)
-    scale = sim.weight_quantizers()[const.source].scale_of(sim.get_parameter(const.source)).cpu()
+def _const(sim: Simulation, const: Const, quantizer: WeightQuantizer) -> Const:
+    parameter = sim.get_parameter(const.source)
+    weight = parameter.detach().cpu()
+    if not bool(torch.isfinite(weight).all()):
+        raise PlanError(f"{const.source} holds NaN or infinite weights; training diverged, lower the learning rate")
+    scale = quantizer.scale_of(parameter).cpu()
     zero = torch.zeros_like(scale, dtype=torch.int32)
     data = affine.quantize(weight, scale, zero, const.grid.qmin, const.grid.qmax, const.grid.axis)
     return replace(const, data=data.to(torch.int8), grid=replace(const.grid, scale=scale, zero_point=zero))
 
 
-def _normed(
-    sim: Simulation, const: Const, parameters: OpParameters, bias: Tensor | None, input_scale: Tensor
-) -> tuple[Const, Tensor]:
+def _normed(raw: Const, norm: _BatchNorm, bias: Tensor | None, input_scale: Tensor) -> tuple[Const, Tensor]:
     """Weight and bias of a conv or linear with a live batch norm folded into the scale of each channel.
 
     The integers are those of the raw weight, negated where gamma is negative; only a channel whose gain is (almost)
     zero gets others, on the smallest scale at which its bias still fits int32.
     """
-    assert parameters.norm is not None
-    norm = sim.get_submodule(parameters.norm)
-    assert isinstance(norm, _BatchNorm)
-    raw = _const(sim, const)
     assert raw.data is not None
     raw_scale, zero = raw.grid.filled()
-    gain = gain_of(norm).cpu()
-    folded = folded_bias(None if bias is None else bias.to(gain_of(norm).device), norm).cpu().to(torch.float32)
+    gain = gain_of(norm)
+    folded = folded_bias(None if bias is None else bias.to(gain.device), norm).cpu().to(torch.float32)
+    gain = gain.cpu()
     floor = affine.scale_for_bias(folded, input_scale).clamp_min(affine.SCALE_FLOOR)
     scale = torch.maximum((raw_scale.double() * gain.abs()).to(torch.float32), floor)
     steps = gain * raw_scale.double() / scale.double()
     data = torch.round(raw.data.double() * affine.broadcast(steps, raw.grid.axis, raw.data.dim()))
     return replace(raw, data=data.to(torch.int8), grid=replace(raw.grid, scale=scale, zero_point=zero)), folded
-
-
-def _finite_weight(sim: Simulation, const: Const) -> Tensor:
-    weight = sim.get_parameter(const.source).detach().cpu()
-    if not bool(torch.isfinite(weight).all()):
-        raise PlanError(f"{const.source} holds NaN or infinite weights; training diverged, lower the learning rate")
-    return weight
 
 
 def _bias(op: Op, bias: Tensor, input_scale: Tensor, const: Const) -> Tensor:

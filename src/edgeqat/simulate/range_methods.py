@@ -229,11 +229,12 @@ _SETTINGS = {"dtype": torch.quint8, "qscheme": torch.per_tensor_affine, "quant_m
 
 def _torchao() -> Any:
     # torchao reports at import the GPU kernels that it cannot load on this machine; calibration uses none.
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module("torchao.quantization.pt2e.observer")
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 def _one_line(error: Exception) -> str:
