@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqat import affine
-from edgeqat.simulate.gradients import ClampBounds, quantize_activation, quantize_bias, quantize_parameter
+from edgeqat.simulate.gradients import (
+    ClampBounds,
+    Integers,
+    learned_fake_quantize,
+    quantize_activation,
+    quantize_bias,
+    quantize_parameter,
+)
 
 SCALES = st.floats(2**-12, 4.0, width=32)
 
@@ -43,17 +52,49 @@ def test_behind_a_relu_the_clamp_is_the_relu() -> None:
     assert x.grad is not None and x.grad.tolist() == [0, 0, 0, 1, 1, 1, 0]
 
 
-def test_only_the_input_is_saved_for_backward() -> None:
+def saved_by(function: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+    """What a function saves for backward."""
     saved: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         saved.append(tensor)
         return tensor
 
-    x = torch.randn(10, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        quantize_activation(x, ClampBounds.of(0.1, 10, 0, 255, rectified=False))
+        function()
+    return saved
+
+
+def test_only_the_input_is_saved_for_backward() -> None:
+    x = torch.randn(10, requires_grad=True)
+    saved = saved_by(lambda: quantize_activation(x, ClampBounds.of(0.1, 10, 0, 255, rectified=False)))
     assert len(saved) == 1 and saved[0].data_ptr() == x.data_ptr()
+
+
+def test_a_learned_grid_saves_its_input_and_its_parameters() -> None:
+    x, scale = torch.randn(10, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    saved = saved_by(lambda: learned_fake_quantize(x, scale, Integers(0, 15)))
+    assert [t.data_ptr() for t in saved if t.numel() > 1] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_one_byte_an_element_gives_the_same_gradient(rectified: bool, dtype: torch.dtype) -> None:
+    bounds = ClampBounds.of(0.05, 0 if rectified else 100, 0, 255, rectified)
+    x = (torch.randn(2, 3, 8, 8) * 6).to(dtype).to(memory_format=torch.channels_last)
+    x[0, 0, 0] = torch.tensor([0.0, -0.0, bounds.pass_above, bounds.pass_below, 1e-8, -1e-8, 60.0, -60.0])
+    grad = torch.randn_like(x)
+    found = []
+    for small in (False, True):
+        leaf = x.clone().requires_grad_()
+        y = quantize_activation(leaf, bounds, small)
+        y.backward(grad)
+        assert leaf.grad is not None
+        found.append((y.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert 0 < int((found[0][1] == 0).sum()) < x.numel()
+    (saved,) = saved_by(lambda: quantize_activation(x.clone().requires_grad_(), bounds, small=True))
+    assert saved.dtype == torch.uint8 and saved.shape == x.shape
 
 
 @pytest.mark.parametrize("axis", [0, None])

@@ -10,6 +10,7 @@ node joins a region only if nobody else reads what it would hide; otherwise the 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,10 +102,14 @@ def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> Fuse
     regions: list[Region] = []
     names = _Names(captured.signature.inputs)
     position = {node: i for i, node in enumerate(captured.graph.nodes)}
+    readers: Counter[str] = Counter()
+    for node in captured.graph.nodes:
+        if node.op == "get_attr":
+            readers[str(node.target)] += len(node.users)
     for node in position:
         if node in taken or not _is_compute(node):
             continue
-        region = _grow(captured, node, position, refusals, names)
+        region = _grow(captured, node, position, readers, refusals, names)
         taken.update(region.nodes)
         regions.append(region)
     regions.sort(key=lambda r: position[r.nodes[-1]])
@@ -140,7 +145,12 @@ def _is_compute(node: fx.Node) -> bool:
 
 
 def _grow(
-    captured: CapturedGraph, node: fx.Node, position: Mapping[fx.Node, int], refusals: list[Refusal], names: _Names
+    captured: CapturedGraph,
+    node: fx.Node,
+    position: Mapping[fx.Node, int],
+    readers: Mapping[str, int],
+    refusals: list[Refusal],
+    names: _Names,
 ) -> Region:
     origin = captured.origins[node.name]
     op = origin.aten.removeprefix("aten.").split(".")[0].strip("_")
@@ -163,7 +173,7 @@ def _grow(
         return Region(name, (node,), None, None, None, reason, (origin,))
     nodes, batch_norm, activation = [node], None, None
     if form.kind in (Kind.CONV, Kind.LINEAR):
-        batch_norm = _foldable_batch_norm(captured, name, node, form, refusals)
+        batch_norm = _foldable_batch_norm(captured, name, node, form, readers, refusals)
         nodes += [batch_norm] if batch_norm is not None else []
     if isinstance(form.attrs, (ConvAttrs, LinearAttrs, AddAttrs)):
         activation = _fusable_activation(name, nodes[-1], refusals)
@@ -190,7 +200,12 @@ def _why_not_folded(node: fx.Node, refusals: list[Refusal]) -> str:
 
 
 def _foldable_batch_norm(
-    captured: CapturedGraph, name: str, node: fx.Node, form: Form, refusals: list[Refusal]
+    captured: CapturedGraph,
+    name: str,
+    node: fx.Node,
+    form: Form,
+    readers: Mapping[str, int],
+    refusals: list[Refusal],
 ) -> fx.Node | None:
     found = [user for user in node.users if _batch_norm(captured, user) is not None]
     if not found:
@@ -202,7 +217,7 @@ def _foldable_batch_norm(
     module = _batch_norm(captured, found[0])
     assert module is not None
     for parameter in filter(None, (form.weight, form.bias)):
-        if sum(len(n.users) for n in captured.graph.nodes if n.op == "get_attr" and n.target == parameter) > 1:
+        if readers[parameter] > 1:
             refusals.append(Refusal(str(found[0].target), f"not folded: {parameter} is used more than once"))
             return None
     return found[0]

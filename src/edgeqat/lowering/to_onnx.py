@@ -137,6 +137,7 @@ class _Speller:
         self.initializers: dict[str, Any] = {}
         self.grids: dict[int, tuple[str, str]] = {}
         self.dequantized: dict[str, str] = {}
+        self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.counter = 0
 
@@ -185,8 +186,7 @@ class _Speller:
         It takes every Conv, ConvTranspose and Gemm between a DequantizeLinear and a QuantizeLinear for a quantized
         layer whose weights were forgotten. A Clip at the lowest float changes nothing and keeps them apart.
         """
-        makers = {name: maker.kind for maker in self.program.ops for name in maker.outputs}
-        dequantized = {name for name in op.inputs if makers.get(name) is Kind.DEQUANTIZE}
+        dequantized = self.floats_of_integers.intersection(op.inputs)
         for node in nodes:
             if node.op_type in ORT_QUANTIZES and node.input[0] in dequantized:
                 guarded = self._fresh("g")

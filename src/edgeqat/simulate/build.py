@@ -79,6 +79,7 @@ class _Builder:
         integer = (op for op in plan.program.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT))
         self.quantized_here = {op.name for op in plan.program.ops if op.kind is Kind.QUANTIZE}
         self.ops: dict[str, Op] = {op.name: op for op in integer}
+        self.owners = {id(plan.program.grid_of(name)): name for name in plan.activations}
 
     def build(self) -> SimulatedModel:
         output = None
@@ -156,8 +157,8 @@ class _Builder:
             self.quantizers[name] = WeightQuantizer(name, self.plan.weights[name], grid, parameter)
 
     def _grid_owner(self, value: str) -> str:
-        grid = self.plan.program.grid_of(value)
-        return next(n for n in self.plan.activations if self.plan.program.values[n].grid is grid)
+        """The first value on the grid of `value`."""
+        return self.owners[id(self.plan.program.grid_of(value))]
 
     def _input(self, value: str, node: fx.Node) -> fx.Node:
         """What an integer op reads: the tensor of `node`, quantized here if the plan quantizes it on the way in."""
@@ -170,7 +171,8 @@ class _Builder:
 
     def _quantize(self, name: str, activation: str | None, x: fx.Node) -> fx.Node:
         if name not in self.quantizers:
-            self.quantizers[name] = ActivationQuantizer(name, self.plan.activations[name], activation)
+            saves_bytes = self.plan.batch_norm == "live"
+            self.quantizers[name] = ActivationQuantizer(name, self.plan.activations[name], activation, saves_bytes)
         return self.graph.call_module(f"quantizers.{key_of(name)}", (x,))
 
     def _read(self, node: fx.Node) -> fx.Node:

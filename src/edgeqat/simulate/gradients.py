@@ -1,8 +1,9 @@
 """Fake quantization as autograd functions of our own.
 
 They save only what backward needs, run in place on one buffer, and their lower clamp *is* the ReLU, so that
-quantizing every value costs about what the ReLU did. Arithmetic is float32 whatever the input's dtype; the result
-has the input's.
+quantizing every value costs about what the ReLU did. What a learned grid can compute again from its input it does not
+save; where even the input is saved by nobody else, a byte an element says where the gradient passes. Arithmetic is
+float32 whatever the input's dtype; the result has the input's.
 
 Gradients, with v = x / scale + zero_point and q = round(v):
 
@@ -79,18 +80,23 @@ class Integers:
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, low: float, high: float, above: float, below: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bounds = (above, below)
+    def forward(
+        ctx: Any, x: Tensor, scale: float, low: float, high: float, above: float, below: float, small: bool
+    ) -> Tensor:
+        ctx.save_for_backward(_passes(x, above, below) if small else x)
+        ctx.bounds, ctx.small = (above, below), small
         # The zero point cancels: (round(x / s) + z clamped - z) * s. In float32 x.float() is x itself.
         return x.float().div(scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        # One fused pass over the gradient: it is hardtanh's, 1 strictly between the bounds.
-        grad = torch.ops.aten.hardtanh_backward(grad_outputs[0], x, *ctx.bounds)
-        return grad, None, None, None, None, None
+        (saved,), grad = ctx.saved_tensors, grad_outputs[0]
+        if ctx.small:
+            passed = saved.to(grad.dtype).mul_(grad)
+        else:
+            # One fused pass over the gradient: it is hardtanh's, 1 strictly between the bounds.
+            passed = torch.ops.aten.hardtanh_backward(grad, saved, *ctx.bounds)
+        return passed, None, None, None, None, None, None
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -114,14 +120,14 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         s, z = _broadcast(x, scale, zero_point, axis)
         ctx.qmin, ctx.qmax, ctx.axis, ctx.has_offset = qmin, qmax, axis, offset is not None
-        quantized = x.float().div(s).round_().clamp_(qmin - z, qmax - z).mul_(s).to(x.dtype)
-        ctx.save_for_backward(x, scale, zero_point, quantized)
-        return quantized
+        ctx.save_for_backward(x, scale, zero_point)
+        return _nearest(x, s, qmin - z, qmax - z)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (x, scale, zero_point, quantized), grad, axis = ctx.saved_tensors, grad_outputs[0], ctx.axis
+        (x, scale, zero_point), grad, axis = ctx.saved_tensors, grad_outputs[0], ctx.axis
         s, z = _broadcast(x, scale, zero_point, axis)
+        quantized = _nearest(x, s, ctx.qmin - z, ctx.qmax - z)
         # With g the gradient and g' what passes:  sum g * (x^ - x') / s, x' = x inside and 0 outside, since there
         # x^ / s is qmin - z or qmax - z. Two dot products, which read what is there and write nothing; their float32
         # rounding is some 1e-4 of the gradient of two million values, far below the noise of a batch.
@@ -162,6 +168,17 @@ def _broadcast(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -
     return affine.broadcast(scale, axis, x.dim()), affine.broadcast(zero_point.float(), axis, x.dim())
 
 
+def _nearest(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """round(x / scale), no less than low and no more than high, times scale; in x's dtype."""
+    return x.float().div(scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
+
+
+def _passes(x: Tensor, above: float, below: float) -> Tensor:
+    """uint8, x's shape: 1 where above < x < below, else 0. Two comparisons and an "and" take half as long again."""
+    one = torch.ones((), dtype=x.dtype, device=x.device).expand_as(x)
+    return torch.ops.aten.hardtanh_backward(one, x, above, below).to(torch.uint8)  # type: ignore[no-any-return]
+
+
 def _pass_between(grad: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The gradient where low < x < high, else 0."""
     if low.dim() == 0 and low.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -187,15 +204,17 @@ def _in_memory_order(x: Tensor, order: torch.memory_format) -> Tensor:
     return (x.permute(0, 2, 3, 1) if order is torch.channels_last else x).reshape(-1)
 
 
-def quantize_activation(x: Tensor, bounds: ClampBounds) -> Tensor:
+def quantize_activation(x: Tensor, bounds: ClampBounds, small: bool = False) -> Tensor:
     """The nearest point of a frozen grid, in x's dtype; in float32 it equals `affine.fake_quantize` on that grid.
 
     Args:
         x: Floating point, any shape.
         bounds: The grid.
+        small: Save a byte an element for backward instead of x; it costs time, and less memory unless the op before
+            saves x too.
     """
     result: Tensor = _QuantizeActivation.apply(  # type: ignore[no-untyped-call]
-        x, bounds.scale, bounds.low, bounds.high, bounds.pass_above, bounds.pass_below
+        x, bounds.scale, bounds.low, bounds.high, bounds.pass_above, bounds.pass_below, small
     )
     return result
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeqat.errors import PhaseError, PlanError
+from edgeqat.errors import PlanError
 from edgeqat.graph.capture import innermost_module
 from edgeqat.graph.fuse import FusedGraph
 from edgeqat.interpreter.arithmetic import resolve_arithmetic
@@ -131,19 +131,18 @@ class SimulatedModel(nn.Module):
 
     def quantizer_of(self, value: str) -> ActivationQuantizer:
         """The quantizer whose grid a value is on, be it its own or one it shares."""
-        grid = self.plan.program.grid_of(value)
-        for name, quantizer in self.activation_quantizers().items():
-            if self.plan.program.values[name].grid is grid:
-                return quantizer
-        raise PhaseError(f"no quantizer holds the grid of {value!r}")
+        return self._quantizers_by_grid()[id(self.plan.program.grid_of(value))]
+
+    def _quantizers_by_grid(self) -> dict[int, ActivationQuantizer]:
+        return {id(self.plan.program.grid_of(name)): q for name, q in self.activation_quantizers().items()}
 
     def reserve_bias_ranges(self) -> None:
         """Keeps every bias inside int32, whatever scales calibration and learning found."""
-        weights = self.weight_quantizers()
+        weights, owners = self.weight_quantizers(), self._quantizers_by_grid()
         for op in self.plan.program.ops:
             own = self.parameters_of.get(op.name)
             if own is not None and own.bias is not None and own.norm is None:
-                scale = self.quantizer_of(op.inputs[0]).scale_now()
+                scale = owners[id(self.plan.program.grid_of(op.inputs[0]))].scale_now()
                 weights[own.weight].reserve(self.get_parameter(own.bias), scale)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,10 +207,10 @@ class SimulatedModel(nn.Module):
 
     def __repr__(self) -> str:
         """The plan with the grids found so far."""
-        lines = [f"SimulatedModel, phase {self.phase}"]
+        lines, owners = [f"SimulatedModel, phase {self.phase}"], self._quantizers_by_grid()
         for op in (op for op in self.plan.program.ops if op.kind is not Kind.FLOAT):
             value = self.plan.program.values[op.name]
-            grid = "float" if value.grid is None else self.quantizer_of(op.name).extra_repr()
+            grid = "float" if value.grid is None else owners[id(value.grid)].extra_repr()
             fused = " + ".join(o.describe() for o in op.origins)
             lines.append(f"  ({op.name}): {op.kind.value} [{fused}] -> {grid}")
         for origin in self.plan.program.float_origins():
