@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeqat.program import (
-    Attrs,
-    Const,
-    ConvAttrs,
-    Grid,
-    Kind,
-    NoAttrs,
-    Op,
-    QuantizedProgram,
-    Value,
-)
+from edgeqat.op_attrs import Attrs, ConvAttrs, NoAttrs
+from edgeqat.program import Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.signature import Signature
 
 

@@ -16,7 +16,8 @@ ORDER = [
     # A module may import from its own line and from those above it.
     ["version", "errors", "replay"],
     ["files", "callables", "run_folder", "signature", "machine", "affine", "intervals", "per_sample", "metrics"],
-    ["program", "program_hash", "strict_yaml", "recipe"],
+    ["op_attrs"],
+    ["program", "program_hash", "lookup", "strict_yaml", "recipe"],
     ["qconfig", "target_rules", "zoo", "data"],
     ["graph"],
     ["plan_table", "float_reasons"],

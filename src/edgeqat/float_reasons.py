@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from edgeqat.graph.form import shape_of
 from edgeqat.graph.fuse import FusedGraph, Region
-from edgeqat.program import AveragePoolAttrs, ConvAttrs, Kind
+from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, ConvTransposeAttrs
+from edgeqat.program import WEIGHTED, Kind
 from edgeqat.qconfig import QConfig, QConfigMapping
 from edgeqat.target_rules import Target
 
@@ -32,11 +34,11 @@ class FloatReasons:
         return self._own(region) or self._of_norm(region)
 
     def brings_in(self, region: Region) -> bool:
-        """Whether a region's float input becomes integers before it, not after: a conv, a linear, padding for convs.
+        """Whether a region's float input becomes integers before it, not after: what has weights, padding for convs.
 
         Padding then only moves the integers of what it pads, and the values behind it stay exact.
         """
-        weighted = region.form is not None and region.form.kind in (Kind.CONV, Kind.LINEAR)
+        weighted = region.form is not None and region.form.kind in WEIGHTED
         return weighted or bool(self._convs_padded_by(region))
 
     def _own(self, region: Region) -> str:
@@ -53,7 +55,12 @@ class FloatReasons:
         for rule in self._rules:
             if region.form.kind not in rule.kinds:
                 return f"{rule.name} has no integer {region.form.kind.value}"
-            if isinstance(attrs, ConvAttrs) and len(attrs.stride) not in rule.conv_dims:
+            if Kind.CONSTANT not in rule.kinds and any(n.op == "get_attr" for n in region.form.inputs):
+                return f"{rule.name} takes no parameter or buffer as an operand"
+            shapes = {tuple(map(str, shape_of(n))) for n in region.form.inputs}
+            if not rule.broadcasts and region.form.kind is Kind.ADD and len(shapes) > 1:
+                return f"{rule.name} adds no values of different shapes"
+            if isinstance(attrs, (ConvAttrs, ConvTransposeAttrs)) and len(attrs.stride) not in rule.conv_dims:
                 return f"{rule.name} has no exact integer conv{len(attrs.stride)}d"
             uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad
             if rule.counts_padding and uncounted:

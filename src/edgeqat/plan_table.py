@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeqat.program import AddAttrs, ConvAttrs, Kind, LinearAttrs, Op, QuantizedProgram
+from edgeqat.program import Kind, Op, QuantizedProgram
 
 __all__ = ["PlanRow", "rows_of"]
 
@@ -47,7 +47,7 @@ def rows_of(program: QuantizedProgram, op: Op) -> list[PlanRow]:
         return "float" if found is None else found.describe()
 
     weight = "" if op.weight is None else program.consts[op.weight].grid.describe()
-    activation = op.attrs.activation if isinstance(op.attrs, (ConvAttrs, LinearAttrs, AddAttrs)) else None
+    activation = getattr(op.attrs, "activation", None)
     norms = [o.module for o in op.origins[1:] if o.aten == "aten.batch_norm"]
     fused = " + ".join([*norms, *([activation] if activation else [])])
     module = op.origins[0].describe() if op.origins else ""

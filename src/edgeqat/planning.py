@@ -20,22 +20,10 @@ from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
 from edgeqat.graph.fuse import FusedGraph, Refusal, Region, fuse
 from edgeqat.graph.islands import build_island, island_inputs
+from edgeqat.lookup import FUNCTIONS
+from edgeqat.op_attrs import AveragePoolAttrs, ConstantAttrs, ConvAttrs, LinearAttrs, LookupAttrs, NoAttrs, ViewAttrs
 from edgeqat.plan_table import PlanRow, rows_of
-from edgeqat.program import (
-    PASSTHROUGH,
-    AveragePoolAttrs,
-    Const,
-    ConvAttrs,
-    Grid,
-    Kind,
-    LinearAttrs,
-    NoAttrs,
-    Op,
-    Origin,
-    QuantizedProgram,
-    Value,
-    ViewAttrs,
-)
+from edgeqat.program import PASSTHROUGH, Const, Grid, Kind, Op, Origin, QuantizedProgram, Value
 from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
 from edgeqat.signature import Batch
@@ -203,7 +191,7 @@ class _Planner:
         if reason or self.reasons.brings_in(region):
             return reason
         assert region.form is not None
-        gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs]
+        gridded = [self._grid(self._name_of(node)) is not None for node in region.form.inputs if node.op != "get_attr"]
         if not any(gridded) or (region.form.kind in PASSTHROUGH and not all(gridded)):
             return "its input is float"
         return ""
@@ -211,7 +199,7 @@ class _Planner:
     def _integer(self, region: Region, form: Form, qconfig: QConfig) -> None:
         for rule in self.rules:
             _check_bits(rule, region, form, qconfig)
-        inputs = tuple(self._as_integer(self._name_of(node), qconfig) for node in form.inputs)
+        inputs = tuple(self._operand(node, qconfig) for node in form.inputs)
         shape = self.captured.shape_of(region.outputs[0])
         grid: Grid | None
         why = ""
@@ -224,9 +212,12 @@ class _Planner:
             grid, why = self._grid(inputs[0]), f"{keeper} averages on the grid of {inputs[0]}"
         else:
             grid = self._new_grid(qconfig)
-            why = f"integer kernel, {qconfig.activation.observer_name} range"
+            why = _why_this_grid(form, qconfig)
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
+        if form.kind is Kind.LOOKUP:
+            assert grid is not None
+            self.consts[region.name] = Const(region.name, None, grid)
         if region.batch_norm is not None:
             if self.batch_norm == "live" and not qconfig.weight.per_channel:
                 raise PlanError(
@@ -268,7 +259,8 @@ class _Planner:
             shape = self.captured.root.get_parameter(name).shape
             if _is_depthwise(form, shape):
                 limit = min([limit, *(r.depthwise_limit for r in self.rules if r.depthwise_limit is not None)])
-            self.consts[name] = Const(name, None, Grid(-limit, limit, 0 if qconfig.weight.per_channel else None))
+            axis = form.channel_axis if qconfig.weight.per_channel else None
+            self.consts[name] = Const(name, None, Grid(-limit, limit, axis))
             self.weights[name] = qconfig.weight
 
     def _flush(self) -> None:
@@ -318,6 +310,19 @@ class _Planner:
         if grid is not None and owner is not None:
             self.activations[name] = owner.activation
 
+    def _operand(self, node: fx.Node, qconfig: QConfig) -> str:
+        """The name of what an integer op reads: a value, or a parameter or buffer made into one."""
+        if node.op != "get_attr":
+            return self._as_integer(self._name_of(node), qconfig)
+        source = str(node.target)
+        name = f"{source}:quantized"
+        if name not in self.values:
+            grid = self._new_grid(qconfig)
+            self._value(name, self.captured.shape_of(node), grid, f"{source} as an operand", qconfig)
+            self.consts[name] = Const(source, None, grid)
+            self.ops.append(Op(Kind.CONSTANT, (), (name,), ConstantAttrs(source)))
+        return name
+
     def _as_integer(self, name: str, qconfig: QConfig) -> str:
         """The name of the value on a grid: itself, or what a quantize op makes of it."""
         value = self.values[name]
@@ -345,6 +350,14 @@ class _Planner:
             self._value(twin, value.shape, None, "leaves the integers")
             self.ops.append(Op(Kind.DEQUANTIZE, (name,), (twin,), NoAttrs()))
         return twin
+
+
+def _why_this_grid(form: Form, qconfig: QConfig) -> str:
+    if isinstance(form.attrs, LookupAttrs):
+        if FUNCTIONS[form.attrs.function].range is not None:
+            return f"table of {form.attrs.function}, whose range is known"
+        return f"table of {form.attrs.function}, {qconfig.activation.observer_name} range"
+    return f"integer kernel, {qconfig.activation.observer_name} range"
 
 
 def _is_depthwise(form: Form, weight_shape: Sequence[int]) -> bool:

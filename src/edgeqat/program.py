@@ -10,34 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from edgeqat.errors import InputError
+from edgeqat.op_attrs import Attrs, NoAttrs
 from edgeqat.signature import Signature
 
 __all__ = [
-    "AddAttrs",
-    "Attrs",
-    "AveragePoolAttrs",
+    "BATCH_DIM",
+    "PASSTHROUGH",
+    "WEIGHTED",
     "Const",
-    "ConvAttrs",
     "Grid",
     "Kind",
-    "LinearAttrs",
-    "MaxPoolAttrs",
-    "NoAttrs",
     "Op",
     "Origin",
-    "PadAttrs",
-    "PermuteAttrs",
     "QuantizedProgram",
-    "SliceAttrs",
     "Value",
-    "ViewAttrs",
 ]
 
 BATCH_DIM = "batch"
@@ -45,130 +37,38 @@ BATCH_DIM = "batch"
 
 
 class Kind(str, Enum):
-    """Every kind of op a program holds. All but QUANTIZE, DEQUANTIZE and FLOAT map integers to integers."""
+    """Every kind of op a program holds. All but QUANTIZE, DEQUANTIZE, FLOAT and CONSTANT map integers to integers."""
 
     QUANTIZE = "quantize"
     DEQUANTIZE = "dequantize"
     CONV = "conv"
     LINEAR = "linear"
+    CONV_TRANSPOSE = "conv_transpose"
     ADD = "add"
+    MUL = "mul"
+    MATMUL = "matmul"
+    CONCAT = "concat"
+    LOOKUP = "lookup"
+    CONSTANT = "constant"
     AVERAGE_POOL = "average_pool"
     MAX_POOL = "max_pool"
     VIEW = "view"
     PERMUTE = "permute"
     PAD = "pad"
     SLICE = "slice"
+    CLAMP = "clamp"
+    EXPAND = "expand"
+    RESIZE = "resize"
     FLOAT = "float"
 
 
-PASSTHROUGH = frozenset({Kind.MAX_POOL, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE})
-"""Kinds that move integers without computing new ones, so that their output has their input's grid."""
+WEIGHTED = frozenset({Kind.CONV, Kind.CONV_TRANSPOSE, Kind.LINEAR})
+"""Kinds with a weight and perhaps a bias of their own."""
 
-
-PAD_MODES = ("constant", "reflect", "replicate", "circular")
-"""Every way of padding that moves integers and computes none."""
-
-
-@dataclass(frozen=True)
-class NoAttrs:
-    """Attributes of a kind that has none."""
-
-
-@dataclass(frozen=True)
-class ConvAttrs:
-    """A convolution over the trailing dimensions; `padding` is (before, after) per spatial dimension."""
-
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-    activation: str | None = None
-    """None, "relu" or "relu6": applied by the clamp of the output grid."""
-
-
-@dataclass(frozen=True)
-class LinearAttrs:
-    """A fully connected layer over the last dimension."""
-
-    activation: str | None = None
-
-
-@dataclass(frozen=True)
-class AddAttrs:
-    """An elementwise addition of two values."""
-
-    activation: str | None = None
-
-
-@dataclass(frozen=True)
-class AveragePoolAttrs:
-    """Average pooling of [N, C, H, W]; `kernel` None means the whole plane, leaving [N, C, 1, 1]."""
-
-    kernel: tuple[int, ...] | None = None
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    count_include_pad: bool = True
-
-
-@dataclass(frozen=True)
-class MaxPoolAttrs:
-    """Max pooling of [N, C, H, W]."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    ceil_mode: bool = False
-
-
-@dataclass(frozen=True)
-class ViewAttrs:
-    """A reshape; -1 stands for the one dimension that depends on the batch."""
-
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PermuteAttrs:
-    """A transposition: output dimension i is input dimension dims[i]."""
-
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PadAttrs:
-    """Padding, (before, after) for every dimension, the batch included.
-
-    `mode` is one of `PAD_MODES`, by PyTorch's names: "constant" pads with real zeros, the others with elements of the
-    tensor itself, and neither batch nor channels.
-    """
-
-    padding: tuple[tuple[int, int], ...]
-    mode: str = "constant"
-
-
-@dataclass(frozen=True)
-class SliceAttrs:
-    """x[start:stop:step] along `dim`; `stop` None runs to the end."""
-
-    dim: int
-    start: int
-    stop: int | None
-    step: int
-
-
-Attrs: TypeAlias = (
-    NoAttrs
-    | ConvAttrs
-    | LinearAttrs
-    | AddAttrs
-    | AveragePoolAttrs
-    | MaxPoolAttrs
-    | ViewAttrs
-    | PermuteAttrs
-    | PadAttrs
-    | SliceAttrs
+PASSTHROUGH = frozenset(
+    {Kind.MAX_POOL, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE, Kind.CLAMP, Kind.EXPAND, Kind.RESIZE}
 )
+"""Kinds that move integers without computing new ones, so that their output has their input's grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +139,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Const:
-    """The integer weights of one parameter.
+    """The integers of one parameter, buffer or table.
 
     Attributes:
-        source: Dotted name of the parameter.
-        data: int8, the parameter's shape; None in a plan.
-        grid: Its grid.
+        source: Dotted name of the parameter or buffer; of a table, the name of its op.
+        data: Weights: int8, the parameter's shape. Operands of additions and products: uint8, its shape. Tables:
+            uint8, an entry for every integer of the input's grid. None in a plan.
+        grid: Its grid; of a table, the grid of the values in it.
     """
 
     source: str

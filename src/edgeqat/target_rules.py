@@ -30,6 +30,7 @@ class Target:
         pools_keep_grid: Whether an average pool's output is on its input's grid.
         depthwise_limit: Largest |weight| of a depthwise conv that its kernels compute exactly; None for any.
         counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
+        broadcasts: Whether operands of additions and products may differ in shape.
     """
 
     name: str
@@ -42,7 +43,23 @@ class Target:
     pools_keep_grid: bool = False
     depthwise_limit: int | None = None
     counts_padding: bool = False
+    broadcasts: bool = True
 
+
+ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
+
+TORCH_KINDS = ALL_KINDS - {
+    Kind.CONV_TRANSPOSE,
+    Kind.MUL,
+    Kind.MATMUL,
+    Kind.CONCAT,
+    Kind.LOOKUP,
+    Kind.CONSTANT,
+    Kind.CLAMP,
+    Kind.EXPAND,
+    Kind.RESIZE,
+}
+"""Kinds whose arithmetic in torch's INT8 kernels is known exactly."""
 
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
@@ -58,7 +75,7 @@ FBGEMM_DEPTHWISE_LIMIT = 63
 def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_padding: bool) -> Target:
     return Target(
         name=name,
-        kinds=frozenset(Kind) - {Kind.FLOAT},
+        kinds=TORCH_KINDS,
         activation_bits=UINT8_ACTIVATIONS,
         weight_bits=INT8_WEIGHTS,
         float_logits=False,
@@ -67,6 +84,7 @@ def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_paddin
         pools_keep_grid=True,
         depthwise_limit=depthwise_limit,
         counts_padding=counts_padding,
+        broadcasts=False,
     )
 
 
@@ -75,7 +93,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target(
             name="onnxruntime",
-            kinds=frozenset(Kind) - {Kind.FLOAT},
+            kinds=ALL_KINDS,
             activation_bits=UINT8_ACTIVATIONS,
             weight_bits=INT8_WEIGHTS,
             float_logits=True,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from edgeqat.errors import PlanError
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fuse import FusedGraph, fuse
-from edgeqat.program import AveragePoolAttrs, Kind, PadAttrs, SliceAttrs
+from edgeqat.op_attrs import AveragePoolAttrs, PadAttrs, SliceAttrs
+from edgeqat.program import Kind
 from edgeqat.zoo import edge_model, edge_model_with_stubs, resnet20
 from models import SmallNet
 

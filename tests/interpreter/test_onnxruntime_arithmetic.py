@@ -17,19 +17,18 @@ from edgeqat.interpreter.run import Interpreter, accumulator_bound
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import spell_model, taps_suffix
 from edgeqat.machine import arithmetic_here
-from edgeqat.program import (
+from edgeqat.op_attrs import (
     AddAttrs,
     AveragePoolAttrs,
     ConvAttrs,
-    Kind,
     LinearAttrs,
     MaxPoolAttrs,
     PadAttrs,
     PermuteAttrs,
-    QuantizedProgram,
     SliceAttrs,
     ViewAttrs,
 )
+from edgeqat.program import Kind, QuantizedProgram
 from programs import grid, on_grid, one_op
 
 pytestmark = pytest.mark.skipif(

@@ -17,22 +17,19 @@ from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.to_torchscript import spell
 from edgeqat.lowering.torchscript_session import TorchScriptSession
-from edgeqat.program import (
+from edgeqat.op_attrs import (
     AddAttrs,
     Attrs,
     AveragePoolAttrs,
     ConvAttrs,
-    Grid,
-    Kind,
     LinearAttrs,
     MaxPoolAttrs,
-    Op,
     PadAttrs,
     PermuteAttrs,
-    QuantizedProgram,
     SliceAttrs,
     ViewAttrs,
 )
+from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 from edgeqat.replay import EXACT_ENGINES, arithmetic_here
 from programs import grid, on_grid, one_op
 

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.errors import CaptureError
 from edgeqat.graph.example import check_float32, example_call
+from edgeqat.graph.normalize import normalize
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.program import BATCH_DIM, Origin
 from edgeqat.signature import Batch, Leaf, Signature
@@ -126,7 +127,7 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     _restore_batch_norm(graph, root, own)
     _restore_dropout(graph, root, own)
     out_spec = _flatten_output(graph, exported)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    normalize(graph, root, origins)
     graph.lint()
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
     values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeqat import affine
 from edgeqat.graph.capture import owner_of
 from edgeqat.graph.fuse import Region
 
@@ -35,15 +36,16 @@ def folded_bias(bias: Tensor | None, norm: _BatchNorm) -> Tensor:
     return shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
-def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm, axis: int = 0) -> tuple[Tensor, Tensor]:
     """(W', b') in the weight's dtype; the formula stands at the top of this file.
 
     Args:
-        weight: [C_out, ...].
+        weight: C_out along `axis`.
         bias: [C_out], None for zeros.
         norm: Batch norm over C_out with running statistics.
+        axis: 1 for a transposed conv, else 0.
     """
-    gain = gain_of(norm).reshape(-1, *[1] * (weight.dim() - 1))
+    gain = affine.broadcast(gain_of(norm), axis, weight.dim())
     return (weight.detach().double() * gain).to(weight.dtype), folded_bias(bias, norm).to(weight.dtype)
 
 
@@ -68,7 +70,7 @@ def fold_region(root: nn.Module, region: Region, captured: nn.Module) -> str | N
     norm = captured.get_submodule(norm_name)
     assert isinstance(norm, _BatchNorm)
     bias = None if bias_name is None else root.get_parameter(bias_name)
-    new_weight, new_bias = folded_parameters(weight, bias, norm)
+    new_weight, new_bias = folded_parameters(weight, bias, norm, region.form.channel_axis)
     weight.data.copy_(new_weight)
     if bias is not None:
         bias.data.copy_(new_bias)

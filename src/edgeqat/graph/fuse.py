@@ -1,7 +1,7 @@
 """Fusion: nodes that one integer op computes become one region, wherever they sit in the user's modules.
 
-    conv | linear  [+ batch norm]  [+ relu | relu6]
-    add                            [+ relu | relu6]
+    conv | transposed conv | linear  [+ batch norm]  [+ relu | relu6]
+    add | mul | concat                               [+ relu | relu6]
 
 The batch norm is folded into the weights (`fold_bn`), the activation becomes the clamp of the output's grid. A
 node joins a region only if nobody else reads what it would hide; otherwise the refusal says who does.
@@ -21,9 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeqat.errors import PlanError
 from edgeqat.graph.capture import CapturedGraph
 from edgeqat.graph.forms import Form, activation_of, form_of
-from edgeqat.program import AddAttrs, ConvAttrs, Kind, LinearAttrs, Origin
+from edgeqat.op_attrs import AddAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LinearAttrs, MulAttrs
+from edgeqat.program import WEIGHTED, Kind, Origin
 
 __all__ = ["FusedGraph", "Refusal", "Region", "fuse"]
+
+ACTIVATED = (ConvAttrs, ConvTransposeAttrs, LinearAttrs, AddAttrs, MulAttrs, ConcatAttrs)
+"""Attributes of the ops whose result a ReLU can clamp."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,10 @@ def _grow(
         reason = f"{activation_of(node)} is not fused: {_why_alone(node)}" if activation_of(node) else form
         return Region(name, (node,), None, None, None, reason, (origin,))
     nodes, batch_norm, activation = [node], None, None
-    if form.kind in (Kind.CONV, Kind.LINEAR):
+    if form.kind in WEIGHTED:
         batch_norm = _foldable_batch_norm(captured, name, node, form, readers, refusals)
         nodes += [batch_norm] if batch_norm is not None else []
-    if isinstance(form.attrs, (ConvAttrs, LinearAttrs, AddAttrs)):
+    if isinstance(form.attrs, ACTIVATED):
         activation = _fusable_activation(name, nodes[-1], refusals)
         if activation is not None:
             nodes.append(activation)
@@ -209,6 +213,9 @@ def _foldable_batch_norm(
 ) -> fx.Node | None:
     found = [user for user in node.users if _batch_norm(captured, user) is not None]
     if not found:
+        return None
+    if form.kind is Kind.LINEAR and node.meta["val"].dim() != 2:
+        refusals.append(Refusal(str(found[0].target), f"not folded into {name}: it normalises another dimension"))
         return None
     if len(node.users) > 1:
         others = ", ".join(user.name for user in node.users if user is not found[0])

@@ -16,18 +16,22 @@ from torch import Tensor
 
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
-from edgeqat.program import (
+from edgeqat.op_attrs import (
     AveragePoolAttrs,
+    ClampAttrs,
+    ConcatAttrs,
     ConvAttrs,
-    Kind,
+    ConvTransposeAttrs,
+    ExpandAttrs,
+    LinearAttrs,
     MaxPoolAttrs,
-    Op,
     PadAttrs,
     PermuteAttrs,
-    QuantizedProgram,
+    ResizeAttrs,
     SliceAttrs,
     ViewAttrs,
 )
+from edgeqat.program import WEIGHTED, Kind, Op, QuantizedProgram
 from edgeqat.signature import Batch
 
 __all__ = ["Interpreter", "accumulator_bound", "reference"]
@@ -36,6 +40,13 @@ EXACT_FLOAT32 = 2**24
 """Integers up to this are exact in float32."""
 
 CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of spatial dimensions."""
+
+TRANSPOSED: Mapping[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
 """By the number of spatial dimensions."""
 
 
@@ -85,6 +96,8 @@ def accumulator_bound(program: QuantizedProgram, op: Op) -> int:
     grid = program.grid_of(op.inputs[0])
     _, zero_point = grid.per_tensor()
     reach = max(grid.qmax - zero_point, zero_point - grid.qmin)
+    if op.kind is Kind.CONV_TRANSPOSE:
+        data = data.transpose(0, 1)
     per_channel = data.double().abs().flatten(1).sum(1) * reach
     if op.bias is not None:
         per_channel = per_channel + op.bias.double().abs()
@@ -96,7 +109,7 @@ class Interpreter:
 
     def __init__(self, program: QuantizedProgram, arithmetic: Arithmetic) -> None:
         self.program, self.arithmetic = program, arithmetic
-        self._weights = {op.name: self._weight(op) for op in program.ops if op.weight is not None}
+        self._weights = {op.name: self._weight(op) for op in program.ops if op.kind in WEIGHTED}
         self._reads = Counter(name for op in program.ops for name in op.inputs)
         self._reads.update(program.outputs)
 
@@ -117,7 +130,7 @@ class Interpreter:
                 results = self._step(op, [env[name] for name in op.inputs])
                 for name, result in zip(op.outputs, results, strict=True):
                     env[name] = result
-                    if taps is not None and self.program.values[name].grid is not None:
+                    if taps is not None and self.program.values[name].grid is not None and op.inputs:
                         taps[name] = result
                 for name in op.inputs:  # free what nobody reads any more
                     left[name] -= 1
@@ -148,14 +161,33 @@ class Interpreter:
             return (a.quantize(args[0], program.grid_of(op.name)),)
         if op.kind is Kind.DEQUANTIZE:
             return (a.dequantize(args[0], program.grid_of(op.inputs[0])),)
-        if op.kind in (Kind.CONV, Kind.LINEAR):
+        if op.kind in WEIGHTED:
             return (self._accumulate(op, args[0]),)
-        if op.kind is Kind.ADD:
-            left, right = (program.grid_of(name) for name in op.inputs)
-            return (a.add(args[0], left, args[1], right, program.grid_of(op.name)),)
+        if op.kind in (Kind.CONSTANT, Kind.LOOKUP):
+            data = program.consts[op.name].data
+            assert data is not None
+            table = data.to(torch.float32)
+            return (table[args[0].long()] if args else table,)
+        if op.kind in (Kind.ADD, Kind.MUL, Kind.MATMUL, Kind.CONCAT):
+            return (self._combine(op, args),)
         if op.kind is Kind.AVERAGE_POOL:
             return (self._average_pool(op, args[0]),)
         return (_move(op, args[0], program.grid_of(op.inputs[0]).per_tensor()[1]),)
+
+    def _combine(self, op: Op, args: list[Tensor]) -> Tensor:
+        """Ops over several values, each on its own grid."""
+        a, grids, grid = self.arithmetic, [self.program.grid_of(n) for n in op.inputs], self.program.grid_of(op.name)
+        if op.kind is Kind.ADD:
+            return a.add(args[0], grids[0], args[1], grids[1], grid)
+        if op.kind is Kind.MUL:
+            return a.mul(args[0], grids[0], args[1], grids[1], grid)
+        if isinstance(op.attrs, ConcatAttrs):
+            parts = [q if g is grid else a.change_grid(q, g, grid) for q, g in zip(args, grids, strict=True)]
+            return torch.cat(parts, op.attrs.dim)
+        (s_a, z_a), (s_b, z_b) = (g.filled() for g in grids)
+        # float64 holds every sum of products of integers exactly.
+        acc = (args[0].double() - z_a) @ (args[1].double() - z_b)
+        return a.requantize(acc, None, s_a, s_b, grid, op.attrs)
 
     def _accumulate(self, op: Op, x: Tensor) -> Tensor:
         assert op.weight is not None
@@ -166,12 +198,16 @@ class Interpreter:
         shifted = (x - z_x).to(weight.dtype)
         if isinstance(op.attrs, ConvAttrs):
             acc = _convolve(shifted, weight, bias, op.attrs)
+        elif isinstance(op.attrs, ConvTransposeAttrs):
+            acc = _convolve_transposed(shifted, weight, bias, op.attrs)
         else:
-            acc = F.linear(shifted, weight, bias)
+            acc = F.linear(shifted.flatten(0, -2), weight, bias)  # [N, C]: the channels second, as in a conv
         grid = self.program.values[op.name].grid
         if grid is None:
-            return self.arithmetic.float_linear(acc, float_bias, s_x, s_w)
-        return self.arithmetic.requantize(acc, float_bias, s_x, s_w, grid, op.attrs)
+            result = self.arithmetic.float_linear(acc, float_bias, s_x, s_w)
+        else:
+            result = self.arithmetic.requantize(acc, float_bias, s_x, s_w, grid, op.attrs)
+        return result.reshape(*x.shape[:-1], -1) if isinstance(op.attrs, LinearAttrs) and x.dim() != 2 else result
 
     def _average_pool(self, op: Op, x: Tensor) -> Tensor:
         attrs, x_grid, grid = op.attrs, self.program.grid_of(op.inputs[0]), self.program.grid_of(op.name)
@@ -191,6 +227,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: ConvAttrs) 
     return result
 
 
+def _convolve_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: ConvTransposeAttrs) -> Tensor:
+    convolve = TRANSPOSED[len(attrs.stride)]
+    result: Tensor = convolve(
+        x, weight, bias, attrs.stride, attrs.padding, attrs.output_padding, dilation=attrs.dilation
+    )
+    return result
+
+
 def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
     """A passthrough op: integers change place, not value; what is padded with is the zero point."""
     attrs = op.attrs
@@ -200,6 +244,14 @@ def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
         return x.reshape(attrs.shape)
     if isinstance(attrs, PermuteAttrs):
         return x.permute(attrs.dims)
+    if isinstance(attrs, ClampAttrs):
+        return x.clamp_min(zero_point)
+    if isinstance(attrs, ExpandAttrs):
+        return x.expand(attrs.shape)
+    if isinstance(attrs, ResizeAttrs):
+        for dim, factor in enumerate(attrs.factors):
+            x = x.repeat_interleave(factor, dim + 2)
+        return x
     if isinstance(attrs, PadAttrs):
         if attrs.mode != "constant":
             return F.pad(x, [side for pair in reversed(attrs.padding[2:]) for side in pair], attrs.mode)

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from edgeqat.program import ConvAttrs, QuantizedProgram
+from edgeqat.op_attrs import ConvAttrs
+from edgeqat.program import QuantizedProgram
 from edgeqat.replay import EXACT_ENGINES, arithmetic_here
 
 __all__ = ["fastest_engine", "mean_macs"]

@@ -150,7 +150,7 @@ def _manifest(
             {"op": op.name, "value": name, "exact": owed[name] == "exact"}
             for op in program.ops
             for name in op.outputs
-            if program.values[name].grid is not None
+            if op.inputs and program.values[name].grid is not None
         ],
     }
 

@@ -27,19 +27,8 @@ from edgeqat.errors import EdgeqatError, PlanError
 from edgeqat.lowering.engine import fastest_engine
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.lowering.torchscript_island import traceable_island
-from edgeqat.program import (
-    BATCH_DIM,
-    AveragePoolAttrs,
-    ConvAttrs,
-    Kind,
-    MaxPoolAttrs,
-    Op,
-    PadAttrs,
-    PermuteAttrs,
-    QuantizedProgram,
-    SliceAttrs,
-    ViewAttrs,
-)
+from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, MaxPoolAttrs, PadAttrs, PermuteAttrs, SliceAttrs, ViewAttrs
+from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
 from edgeqat.replay import EXACT_ENGINES, on_engine, tensor_kinds
 from edgeqat.target_rules import TARGETS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -12,8 +13,11 @@ from torch import fx, nn
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
+from edgeqat.graph.normalize import scale_of_norm
+from edgeqat.lookup import fixed_grid
+from edgeqat.op_attrs import LookupAttrs
 from edgeqat.planning import Plan, plan_graph
-from edgeqat.program import PASSTHROUGH, Kind, Op
+from edgeqat.program import PASSTHROUGH, WEIGHTED, Kind, Op
 from edgeqat.signature import Batch
 from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, SharedGrid
 from edgeqat.simulate.model import SimulatedModel
@@ -76,9 +80,11 @@ class _Builder:
         self.twins: dict[tuple[str, fx.Node], fx.Node] = {}
         self.quantizers: dict[str, Quantizer] = {}
         self.parameters: dict[str, OpParameters] = {}
-        integer = (op for op in plan.program.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT))
-        self.quantized_here = {op.name for op in plan.program.ops if op.kind is Kind.QUANTIZE}
-        self.ops: dict[str, Op] = {op.name: op for op in integer}
+        self.makers: dict[str, Op] = {op.name: op for op in plan.program.ops}
+        entering = (Kind.QUANTIZE, Kind.CONSTANT)
+        self.quantized_here = {op.name for op in plan.program.ops if op.kind in entering}
+        others = (*entering, Kind.DEQUANTIZE, Kind.FLOAT)
+        self.ops: dict[str, Op] = {op.name: op for op in plan.program.ops if op.kind not in others}
         self.owners = {id(plan.program.grid_of(name)): name for name in plan.activations}
 
     def build(self) -> SimulatedModel:
@@ -102,7 +108,7 @@ class _Builder:
             for node in region.nodes:
                 self.made[node] = self._copy(node)
             return
-        if op.weight is not None:
+        if op.kind in WEIGHTED:
             result = self._weighted(region, op)
         else:
             assert region.form is not None
@@ -131,6 +137,8 @@ class _Builder:
         )
         bias_name = region.form.bias if norm else fold_region(self.root, region, self.fused.captured.root)
         self.parameters[op.name] = OpParameters(op.weight, bias_name, norm)
+        if norm is not None and op.weight == scale_of_norm(norm):  # the live norm trains its own gain
+            self.root.get_parameter(op.weight).requires_grad_(False)
         self._add_weight_quantizer(op.weight)
         pair = self.graph.call_module(f"quantizers.{key_of(op.weight)}", (self.graph.get_attr(op.weight),))
         quantized = self.graph.call_function(operator.getitem, (pair, 0))
@@ -171,9 +179,20 @@ class _Builder:
 
     def _quantize(self, name: str, activation: str | None, x: fx.Node) -> fx.Node:
         if name not in self.quantizers:
-            saves_bytes = self.plan.batch_norm == "live"
-            self.quantizers[name] = ActivationQuantizer(name, self.plan.activations[name], activation, saves_bytes)
+            self.quantizers[name] = self._new_quantizer(name, activation)
         return self.graph.call_module(f"quantizers.{key_of(name)}", (x,))
+
+    def _new_quantizer(self, name: str, activation: str | None) -> ActivationQuantizer:
+        config, op, fixed = self.plan.activations[name], self.makers.get(name), None
+        constant = op is not None and op.kind is Kind.CONSTANT
+        if op is not None and isinstance(op.attrs, LookupAttrs):
+            fixed = fixed_grid(op.attrs.function, config.bits)
+        if fixed is not None:
+            config = replace(config, learned=False)
+        elif constant:
+            config = replace(config, observer="minmax", learned=False)
+        saves_bytes = self.plan.batch_norm == "live"
+        return ActivationQuantizer(name, config, activation, fixed, constant, saves_bytes)
 
     def _read(self, node: fx.Node) -> fx.Node:
         """The copy of a captured node; parameters and sizes are copied where they are first read."""

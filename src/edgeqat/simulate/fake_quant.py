@@ -53,6 +53,9 @@ class ActivationQuantizer(Quantizer):
         offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and no activation
             function fixes its lower end.
         limits: float32 buffer, [2]: smallest and largest scale, where the range is learned.
+        fixed: (scale, zero_point) of a grid that the function before it fixes, such as a sigmoid's; None where
+            calibration finds it.
+        constant: Whether it is the grid of a parameter or buffer, which may well be one number.
         saves_bytes: Whether a frozen grid saves a byte an element for backward rather than its input. Behind a batch
             norm, which saves its own input, the quantizer's input would be a third tensor where float training has
             two.
@@ -63,9 +66,17 @@ class ActivationQuantizer(Quantizer):
     limits: Tensor
     _anywhere: Tensor
 
-    def __init__(self, name: str, config: ActivationConfig, activation: str | None, saves_bytes: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ActivationConfig,
+        activation: str | None = None,
+        fixed: tuple[Tensor, Tensor] | None = None,
+        constant: bool = False,
+        saves_bytes: bool = False,
+    ) -> None:
         super().__init__(name)
-        self.saves_bytes = saves_bytes
+        self.saves_bytes, self.fixed, self.constant = saves_bytes, fixed, constant
         self.qmin, self.qmax = 0, 2**config.bits - 1
         self.config = config
         self.activation = activation
@@ -86,7 +97,7 @@ class ActivationQuantizer(Quantizer):
         return bool(torch.isfinite(self.scale.detach()))
 
     def start_observing(self) -> None:
-        """Begins calibration with a fresh observer."""
+        """Begins calibration with a fresh observer; a fixed grid needs none, but must see that data came."""
         self.observer = make_observer(self.config.observer, self.qmin, self.qmax, self.name)
         self.mode = "observe"
 
@@ -98,7 +109,11 @@ class ActivationQuantizer(Quantizer):
         """
         if self.observer is None:
             raise PhaseError(f"{self.name} was not observing; call calibrate")
-        low, high = observed_range(self.observer, self.qmin, self.qmax, self.name)
+        if self.fixed is not None:
+            self.observer = None
+            self.set_grid(*self.fixed)
+            return
+        low, high = observed_range(self.observer, self.qmin, self.qmax, self.name, warn=not self.constant)
         if self.activation is not None:
             low = 0.0  # the clamp at zero is the ReLU, so the grid starts there
         if self.activation == "relu6":

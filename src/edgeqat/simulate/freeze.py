@@ -17,8 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeqat import affine
 from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.fold_bn import folded_bias, gain_of
+from edgeqat.lookup import table_of
+from edgeqat.op_attrs import ConstantAttrs, LookupAttrs
 from edgeqat.planning import Plan
-from edgeqat.program import Const, Grid, Op, QuantizedProgram
+from edgeqat.program import Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_grids
 from edgeqat.simulate.fake_quant import ActivationQuantizer
 from edgeqat.simulate.op_parameters import OpParameters
@@ -44,6 +46,10 @@ class Simulation(Protocol):
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """A parameter by its dotted name."""
+        ...
+
+    def get_buffer(self, target: str) -> Tensor:
+        """A buffer by its dotted name."""
         ...
 
     def get_submodule(self, target: str) -> nn.Module:
@@ -98,6 +104,10 @@ def freeze(sim: Simulation) -> QuantizedProgram:
     consts: dict[str, Const] = {}
     biases: dict[str, Tensor] = {}
     for op in plan.ops:
+        if op.kind is Kind.LOOKUP:
+            consts[op.name] = _table(plan.consts[op.name], op, values)
+        elif isinstance(op.attrs, ConstantAttrs):
+            consts[op.name] = _operand(sim, plan.consts[op.name], values[op.name])
         if op.weight is None:
             continue
         parameters = sim.parameters_of[op.name]
@@ -128,6 +138,24 @@ def _const(sim: Simulation, const: Const, quantizer: WeightQuantizer) -> Const:
     zero = torch.zeros_like(scale, dtype=torch.int32)
     data = affine.quantize(weight, scale, zero, const.grid.qmin, const.grid.qmax, const.grid.axis)
     return replace(const, data=data.to(torch.int8), grid=replace(const.grid, scale=scale, zero_point=zero))
+
+
+def _table(const: Const, op: Op, values: Mapping[str, Value]) -> Const:
+    """The table of a function between the grids that calibration and training found."""
+    source, result = values[op.inputs[0]].grid, values[op.name].grid
+    assert isinstance(op.attrs, LookupAttrs) and source is not None and result is not None
+    return replace(const, data=table_of(op.attrs, source, result), grid=result)
+
+
+def _operand(sim: Simulation, const: Const, value: Value) -> Const:
+    """A parameter or buffer that is added or multiplied with, as integers."""
+    tensor = sim.state_dict()[const.source] if const.source in sim.state_dict() else sim.get_buffer(const.source)
+    if not bool(torch.isfinite(tensor).all()):
+        raise PlanError(f"{const.source} holds NaN or infinite values; training diverged, lower the learning rate")
+    assert value.grid is not None
+    scale, zero_point = value.grid.filled()
+    data = affine.quantize(tensor.detach().cpu(), scale, zero_point, value.grid.qmin, value.grid.qmax)
+    return replace(const, data=data.to(torch.uint8), grid=value.grid)
 
 
 def _normed(raw: Const, norm: _BatchNorm, bias: Tensor | None, input_scale: Tensor) -> tuple[Const, Tensor]:

@@ -153,11 +153,11 @@ def make_observer(observer: str | Callable[[], Any], qmin: int, qmax: int, name:
     return Observer(made if isinstance(made, Method) else Foreign(made, name))
 
 
-def observed_range(observer: Observer, qmin: int, qmax: int, name: str) -> tuple[float, float]:
+def observed_range(observer: Observer, qmin: int, qmax: int, name: str, warn: bool = True) -> tuple[float, float]:
     """The range [low, high] that an observer settled on; `affine.activation_qparams` makes the grid from it.
 
     Warns with CalibrationWarning of data that no good grid can come from: nothing but one value, one huge outlier,
-    infinite values.
+    infinite values; unless `warn` is False.
 
     Raises:
         PhaseError: It has seen no data, or NaN.
@@ -168,7 +168,7 @@ def observed_range(observer: Observer, qmin: int, qmax: int, name: str) -> tuple
         raise PhaseError(f"{name} held NaN in calibration, though all inputs were finite; run the float model on them")
     if not seen.count:
         raise PhaseError(f"{name} saw no finite data in calibration; pass at least one batch of finite inputs")
-    found = _suspicion(seen)
+    found = _suspicion(seen) if warn else ""
     if found:
         warnings.warn(f"{name}: {found}", CalibrationWarning, stacklevel=2)
     if seen.low == seen.high == 0.0:

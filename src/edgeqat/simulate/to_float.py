@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeqat import affine
 from edgeqat.errors import PlanError
 from edgeqat.graph.fold_bn import gain_of
 from edgeqat.graph.fuse import FusedGraph, Region
+from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.simulate.op_parameters import OpParameters
 
 __all__ = ["FoldedSimulation", "to_float"]
@@ -95,6 +97,9 @@ def _unfold(sim: FoldedSimulation, region: Region, model: nn.Module) -> None:
         norm.running_var.masked_fill_(dead, 1.0)
         norm.weight.masked_fill_(dead, (1.0 + norm.eps) ** 0.5)
     gain, mean = gain_of(norm), norm.running_mean.double()
+    if region.form.weight == scale_of_norm(str(region.batch_norm.target)):  # no conv of the user's stands before it
+        _set_gain(norm, weight.flatten(), shift)
+        return
     if region.form.bias is not None:
         beta = torch.zeros_like(shift) if norm.bias is None else norm.bias.double()
         model.get_parameter(region.form.bias).copy_((shift - beta) / gain + mean)
@@ -102,4 +107,15 @@ def _unfold(sim: FoldedSimulation, region: Region, model: nn.Module) -> None:
         norm.bias.copy_(shift + mean * gain)
     else:
         norm.running_mean.copy_(-shift / gain)
-    model.get_parameter(region.form.weight).copy_(weight / gain.reshape(-1, *[1] * (weight.dim() - 1)))
+    own = weight / affine.broadcast(gain, region.form.channel_axis, weight.dim())
+    model.get_parameter(region.form.weight).copy_(own)
+
+
+def _set_gain(norm: _BatchNorm, gain: Tensor, shift: Tensor) -> None:
+    """Makes a batch norm compute gain * x + shift."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    if norm.affine:
+        norm.weight.copy_(gain * torch.sqrt(norm.running_var.double() + norm.eps))
+        norm.bias.copy_(shift + norm.running_mean.double() * gain)
+    else:  # its gain is not trained
+        norm.running_mean.copy_(-shift / gain)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat import affine
-from edgeqat.program import Attrs, AveragePoolAttrs, Grid
+from edgeqat.op_attrs import Attrs, AveragePoolAttrs
+from edgeqat.program import Grid
 
 __all__ = ["Arithmetic", "channels", "fma", "round_outside", "window_sums"]
 
@@ -57,6 +58,14 @@ class Arithmetic(Protocol):
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
         """The sum of two values, in integers of `grid`."""
+        ...
+
+    def mul(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
+        """The product of two values, in integers of `grid`."""
+        ...
+
+    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
+        """A value in integers of another grid, as a concatenation needs it."""
         ...
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:

@@ -39,7 +39,8 @@ from torch import Tensor
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic.base import channels, fma, round_outside, window_sums
-from edgeqat.program import Attrs, AveragePoolAttrs, ConvAttrs, Grid
+from edgeqat.op_attrs import Attrs, AveragePoolAttrs, ConvAttrs
+from edgeqat.program import Grid
 
 __all__ = ["Fbgemm", "Onednn", "Qnnpack", "X86"]
 
@@ -69,6 +70,12 @@ class _TorchInt8:
     def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()
         return affine.dequantize(q, scale, zero_point)
+
+    def mul(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
+        raise EdgeqatError(f"{self.name} has no product whose rounding is known; plan for torchscript")
+
+    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
+        raise EdgeqatError(f"{self.name} has no change of grid whose rounding is known; plan for torchscript")
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         raise EdgeqatError(f"{self.name} has no linear layer with float outputs; plan for torchscript")
