@@ -155,6 +155,15 @@ def _each_dimension(dims: int) -> list[BatchNormCase]:
                 norm(dims, eps=1e-2),
             ),
             shape_of(dims),
+        ),
+        BatchNormCase(
+            f"grouped-conv-transpose{d}",
+            lambda: between_convs(
+                dims,
+                lambda: TRANSPOSED[dims](CHANNELS, CHANNELS, 3, stride=2, padding=1, groups=2),
+                norm(dims, eps=1e-2),
+            ),
+            shape_of(dims),
             folds=False,
             refusal=f"not folded: conv_transpose{d} before it is no conv or linear with an integer form",
         ),

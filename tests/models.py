@@ -70,7 +70,7 @@ class FloatMiddle(nn.Module):
         self.last = nn.Conv2d(4, 2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.first(x))
+        x = torch.sin(self.first(x))
         return self.last(self.drop(x * 2.0))
 
 

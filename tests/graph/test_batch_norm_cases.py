@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import edgeqat as eq
 from batch_norm_cases import CASES, EXPECTED_WARNING, BatchNormCase
-from edgeqat.program import Op
+from edgeqat import affine
+from edgeqat.program import Kind, Op
 from edgeqat.replay import replay
 from helpers import EXACT_ARITHMETIC
 
@@ -146,7 +147,8 @@ def test_shipped_weights_are_those_of_the_definition(shipped: Shipped) -> None:
         if norm.affine:
             gain = gain * norm.weight.detach().double()
         bias = shift * gain + (norm.bias.detach().double() if norm.affine else 0.0)
-        check_integers(program, op, weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), bias)
+        axis = 1 if op.kind is Kind.CONV_TRANSPOSE else 0
+        check_integers(program, op, weight * affine.broadcast(gain, axis, weight.dim()), bias)
     assert sorted(folded) == sorted(shipped.plan.folded)
 
 
@@ -154,6 +156,9 @@ def check_integers(program: eq.QuantizedProgram, op: Op, weight: Tensor, bias: T
     const = program.consts[str(op.weight)]
     assert const.data is not None and op.bias is not None
     scale = const.grid.filled()[0].double()
+    data = const.data
+    if op.kind is Kind.CONV_TRANSPOSE:  # [C_in, C_out, ...]
+        weight, data = weight.transpose(0, 1), data.transpose(0, 1)
     largest = weight.abs().flatten(1).amax(1) / 127
     # Rounded to float32 twice, as a weight and as a scale.
     assert bool((scale >= largest * (1 - 2.0**-22)).all())
@@ -161,7 +166,7 @@ def check_integers(program: eq.QuantizedProgram, op: Op, weight: Tensor, bias: T
     alive = largest > 1e-6
     assert bool((scale[alive] <= largest[alive] * (1 + 2.0**-22)).all())
     steps = weight / scale.reshape(-1, *[1] * (weight.dim() - 1))
-    assert float((const.data - steps).abs().max()) <= 0.5 + 127 * 2.0**-22
+    assert float((data - steps).abs().max()) <= 0.5 + 127 * 2.0**-22
     # Half a step, and half a unit in the last place of the float32 bias that is trained.
     steps = bias / (program.grid_of(op.inputs[0]).filled()[0].double() * scale)
     assert bool(((op.bias - steps).abs() <= 0.5 + steps.abs() * 2.0**-23).all())

@@ -19,7 +19,7 @@ from edgeqat.graph.pooling_forms import POOLING_FORMS
 from edgeqat.graph.weighted_forms import WEIGHTED_FORMS
 from edgeqat.program import Kind
 
-__all__ = ["FLOAT_BY_DESIGN", "FORMS", "Form", "activation_of", "form_of"]
+__all__ = ["FLOAT_BY_DESIGN", "FORMS", "PROBABILITIES", "Form", "activation_of", "form_of"]
 
 aten = torch.ops.aten
 
@@ -51,6 +51,9 @@ FLOAT_BY_DESIGN: Mapping[Any, str] = {
     aten.upsample_linear1d.vec: BLENDS,
     aten.scaled_dot_product_attention.default: "it drops out or masks inside one kernel",
 }
+
+PROBABILITIES = frozenset({aten.softmax.int, aten._softmax.default})
+"""Float ops whose results lie between 0 and 1, as a sigmoid's do: what reads them in integers needs no calibration."""
 
 TAKE_CONSTANTS = frozenset({Kind.ADD, Kind.MUL, Kind.MATMUL, Kind.CONCAT})
 """Kinds one of whose operands may be a parameter or buffer."""

@@ -38,6 +38,7 @@ def mean_macs(program: QuantizedProgram) -> float:
         kernel, shape = program.consts[op.weight].data, program.values[op.name].shape
         assert kernel is not None
         # A kernel is [out, in / groups, ...]: each output element is the sum of one row of it.
-        positions = math.prod(int(size) for size in (shape[2:] if isinstance(op.attrs, ConvAttrs) else shape[1:-1]))
+        sizes = shape[2:] if isinstance(op.attrs, ConvAttrs) else shape[1:-1]
+        positions = math.prod(size for size in sizes if isinstance(size, int))
         counts.append(positions * kernel.numel())
     return sum(counts) / len(counts) if counts else 0.0

@@ -192,7 +192,9 @@ def _written(
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
-            exported = torch.export.export(module, examples, dynamic_shapes={"tensors": shapes})
+            # An island over parameters alone has no inputs, and then there is nothing to name.
+            dynamic = {"tensors": shapes} if examples else None
+            exported = torch.export.export(module, examples, dynamic_shapes=dynamic)
             written = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=True, verbose=False)
         except Exception as error:
             # Whatever the exporter stumbles over, the user needs to know which ops, not where in torch.

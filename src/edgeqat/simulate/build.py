@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
+from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.lookup import fixed_grid
@@ -83,6 +84,7 @@ class _Builder:
         self.makers: dict[str, Op] = {op.name: op for op in plan.program.ops}
         entering = (Kind.QUANTIZE, Kind.CONSTANT)
         self.quantized_here = {op.name for op in plan.program.ops if op.kind in entering}
+        self.probabilities = {r.name for r in fused.regions if r.anchor.target in PROBABILITIES}
         others = (*entering, Kind.DEQUANTIZE, Kind.FLOAT)
         self.ops: dict[str, Op] = {op.name: op for op in plan.program.ops if op.kind not in others}
         self.owners = {id(plan.program.grid_of(name)): name for name in plan.activations}
@@ -187,6 +189,8 @@ class _Builder:
         constant = op is not None and op.kind is Kind.CONSTANT
         if op is not None and isinstance(op.attrs, LookupAttrs):
             fixed = fixed_grid(op.attrs.function, config.bits)
+        elif op is not None and op.kind is Kind.QUANTIZE and op.inputs[0] in self.probabilities:
+            fixed = fixed_grid("sigmoid", config.bits)
         if fixed is not None:
             config = replace(config, learned=False)
         elif constant:
