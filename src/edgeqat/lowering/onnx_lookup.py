@@ -145,6 +145,21 @@ def _gelu(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float])
     _quantize(writer, writer.result("f", "Mul", [y, _float(writer, 0.5)]), op, name)
 
 
+def _gelu_tanh(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float]) -> None:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    floats = _dequantize(writer, x, op)
+    cube = writer.result("f", "Mul", [writer.result("f", "Mul", [floats, floats]), floats])
+    inner = writer.result("f", "Add", [floats, writer.result("f", "Mul", [cube, _float(writer, 0.044715)])])
+    tanh = writer.result("f", "Tanh", [writer.result("f", "Mul", [inner, _float(writer, math.sqrt(2 / math.pi))])])
+    y = writer.result("f", "Mul", [floats, writer.result("f", "Add", [tanh, _float(writer, 1.0)])])
+    _quantize(writer, writer.result("f", "Mul", [y, _float(writer, 0.5)]), op, name)
+
+
+def _subtract_from(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float]) -> None:
+    y = writer.result("f", "Sub", [_float(writer, arguments[0]), _dequantize(writer, x, op)])
+    _quantize(writer, y, op, name)
+
+
 def _elu(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float]) -> None:
     """selu and celu are the same function with a scale outside, or a gain inside."""
     alpha, scale, gain = arguments
@@ -167,6 +182,8 @@ BUILDERS: Mapping[str, Callable[[Writer, Op, str, str, Sequence[float]], None]] 
     "elu": _elu,
     "clamp": _clamp,
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "subtract_from": _subtract_from,
     "softplus": _plain("Softplus"),
     "mish": _plain("Mish"),
     "neg": _plain("Neg"),
