@@ -48,17 +48,7 @@ class Target:
 
 ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
 
-TORCH_KINDS = ALL_KINDS - {
-    Kind.CONV_TRANSPOSE,
-    Kind.MUL,
-    Kind.MATMUL,
-    Kind.CONCAT,
-    Kind.LOOKUP,
-    Kind.CONSTANT,
-    Kind.CLAMP,
-    Kind.EXPAND,
-    Kind.RESIZE,
-}
+TORCH_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL, Kind.EXPAND}
 """Kinds whose arithmetic in torch's INT8 kernels is known exactly."""
 
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.

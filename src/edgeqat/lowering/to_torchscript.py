@@ -16,6 +16,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,19 @@ from edgeqat.errors import EdgeqatError, PlanError
 from edgeqat.lowering.engine import fastest_engine
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.lowering.torchscript_island import traceable_island
-from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, MaxPoolAttrs, PadAttrs, PermuteAttrs, SliceAttrs, ViewAttrs
+from edgeqat.lowering.torchscript_lookup import Kernel, kernels_of, look_up
+from edgeqat.op_attrs import (
+    AveragePoolAttrs,
+    ClampAttrs,
+    ConcatAttrs,
+    ConvAttrs,
+    MaxPoolAttrs,
+    PadAttrs,
+    PermuteAttrs,
+    ResizeAttrs,
+    SliceAttrs,
+    ViewAttrs,
+)
 from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
 from edgeqat.replay import EXACT_ENGINES, on_engine, tensor_kinds
 from edgeqat.target_rules import TARGETS
@@ -38,7 +51,20 @@ FILE_NAME = "model.pt"
 PERMANENT = (1980, 1, 1, 0, 0, 0)
 """The date of every record in the archive."""
 
-REORDERED = frozenset({Kind.QUANTIZE, Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE})
+REORDERED = frozenset(
+    {
+        Kind.QUANTIZE,
+        Kind.VIEW,
+        Kind.PERMUTE,
+        Kind.PAD,
+        Kind.SLICE,
+        Kind.RESIZE,
+        Kind.MUL,
+        Kind.CONCAT,
+        Kind.LOOKUP,
+        Kind.CONSTANT,
+    }
+)
 """Kinds after which a value need not be in its order of memory; the kernels keep that order, but for conv1d."""
 
 
@@ -57,7 +83,7 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
     quantized = any(value.grid is not None for value in program.values.values())
     if quantized:
         _check_planned(program, "torchscript" if engine is None else f"torchscript/{engine}")
-    module = _Program(program, chosen)
+    module = _Program(program, chosen, kernels_of(program, _engines_here(exact)))
     frozen = _trace(module, program, chosen)
     data = _strip(_saved(frozen))
     return Spelling(
@@ -69,6 +95,11 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         runtime_ops=Counter(tensor_kinds(frozen.graph)),
         taps=module.taps(),
     )
+
+
+def _engines_here(engines: Sequence[str]) -> list[str]:
+    """Those of the engines that this build of torch has."""
+    return [engine for engine in engines if engine in torch.backends.quantized.supported_engines]
 
 
 def _check_planned(program: QuantizedProgram, target: str) -> None:
@@ -105,11 +136,12 @@ def _payload_bytes(program: QuantizedProgram) -> int:
 class _Program(nn.Module):
     """Runs the program op by op over quantized tensors; tracing it writes the spelling down."""
 
-    def __init__(self, program: QuantizedProgram, engine: str) -> None:
+    def __init__(self, program: QuantizedProgram, engine: str, kernels: Mapping[str, Kernel]) -> None:
         super().__init__()
-        self.program = program
+        self.program, self.kernels = program, kernels
         self.same = _twins(program)
-        self.tap_names = [v.name for v in program.values.values() if v.grid is not None and v.name not in self.same]
+        made = [name for op in program.ops if op.inputs for name in op.outputs]  # a constant is no value of its own
+        self.tap_names = [n for n in made if program.values[n].grid is not None and n not in self.same]
         self._tap_index = {name: i for i, name in enumerate(self.tap_names)}
         # The tracer wants what it meets as attributes. torch announces that its quantized tensor types will go.
         with on_engine(engine), warnings.catch_warnings():
@@ -119,6 +151,10 @@ class _Program(nn.Module):
                     setattr(self, f"packed{index}", _pack(program, op))
                 elif op.body is not None:
                     self.add_module(f"island{index}", traceable_island(op))
+                elif op.kind is Kind.LOOKUP and op.name not in kernels:
+                    self.register_buffer(f"table{index}", program.consts[op.name].data)
+                elif op.kind is Kind.CONSTANT:
+                    self.register_buffer(f"constant{index}", program.consts[op.name].data)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         env = dict(zip(self.program.inputs, inputs, strict=True))
@@ -129,7 +165,7 @@ class _Program(nn.Module):
             results = self._step(index, op, [env[name] for name in op.inputs])
             for name, result in zip(op.outputs, results, strict=True):
                 env[name] = result
-                if self.program.values[name].grid is not None and torch._C._get_tracing_state() is not None:
+                if name in self._tap_index and torch._C._get_tracing_state() is not None:
                     # torch keeps a named value through freezing and saving: this is how verify finds it.
                     value = torch._C._get_value_trace(result)  # type: ignore[attr-defined]
                     value.setDebugName(f"v{self._tap_index[name]}")
@@ -164,6 +200,15 @@ class _Program(nn.Module):
             result = torch.ops.quantized.linear(args[0], getattr(self, f"packed{index}"), *grid)
         elif op.kind is Kind.ADD:
             result = torch.ops.quantized.add(args[0], args[1], *grid)
+        elif op.kind is Kind.MUL:
+            result = torch.ops.quantized.mul(args[0], args[1], *grid)
+        elif isinstance(op.attrs, ConcatAttrs):
+            result = torch.ops.quantized.cat(args, op.attrs.dim, *grid)
+        elif op.kind is Kind.LOOKUP:
+            kernel = self.kernels.get(op.name)
+            result = look_up(getattr(self, f"table{index}"), args[0], *grid) if kernel is None else kernel(args[0])
+        elif op.kind is Kind.CONSTANT:
+            result = torch._make_per_tensor_quantized_tensor(getattr(self, f"constant{index}"), *grid)
         else:
             result = _move(op, args[0])
         return result
@@ -239,6 +284,10 @@ def _move(op: Op, x: Tensor) -> Tensor:
         return x.reshape(a.shape)
     if isinstance(a, PermuteAttrs):
         return x.permute(a.dims)
+    if isinstance(a, ClampAttrs):
+        return torch.relu(x)
+    if isinstance(a, ResizeAttrs):
+        return _resize(x, a)
     if isinstance(a, PadAttrs) and a.mode != "constant":
         return _pad_with_itself(x, a)
     if isinstance(a, PadAttrs):
@@ -248,6 +297,13 @@ def _move(op: Op, x: Tensor) -> Tensor:
         index[a.dim] = slice(a.start, a.stop, a.step)
         return x[tuple(index)]
     raise EdgeqatError(f"{op.name}: no TorchScript spelling for kind {op.kind.value}")
+
+
+def _resize(x: Tensor, attrs: ResizeAttrs) -> Tensor:
+    """Repeated elements, a dimension at a time by their indexes: upsampling has no quantized form for every rank."""
+    for dim, factor in enumerate(attrs.factors, 2):
+        x = x.index_select(dim, torch.arange(x.shape[dim] * factor) // factor)
+    return x
 
 
 def _pad_with_itself(x: Tensor, attrs: PadAttrs) -> Tensor:

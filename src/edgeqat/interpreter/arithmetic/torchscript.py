@@ -17,6 +17,9 @@ take a float bias b = fp32(bias * (s_x * s_w)). A scale inverted twice is not wh
       windows     m = sum(x - z) * (1 / n); in blocks of 16 channels rne(m) + z, in those left over rne(m + z)
       qnnpack     rne(sum(x - z) * (s / (s * n))) + z, for both
 
+    mul           rne(fp32((a - z_a) * (b - z_b)) * ((s_a * s_b) * (1 / s_y))) + z
+    concat        each input dequantized, then quantized
+
     add           in blocks of 64 elements in the order of memory (channels last)
                       rne((fma(s_a, a, -s_a * z_a) + fma(s_b, b, -s_b * z_b)) * (1 / s_y)) + z
                   in those left over at the end of the tensor
@@ -72,10 +75,11 @@ class _TorchInt8:
         return affine.dequantize(q, scale, zero_point)
 
     def mul(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
-        raise EdgeqatError(f"{self.name} has no product whose rounding is known; plan for torchscript")
+        (s_a, z_a), (s_b, z_b), (s, _) = a_grid.filled(), b_grid.filled(), grid.filled()
+        return round_outside((a - z_a) * (b - z_b) * ((s_a * s_b) * (1 / s)), grid)
 
     def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
-        raise EdgeqatError(f"{self.name} has no change of grid whose rounding is known; plan for torchscript")
+        return self.quantize(self.dequantize(q, q_grid), grid)
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         raise EdgeqatError(f"{self.name} has no linear layer with float outputs; plan for torchscript")
