@@ -241,6 +241,17 @@ class QuantizedProgram:
             raise InputError(f"value {name!r} is float, wanted one with a grid")
         return grid
 
+    def tapped(self) -> list[str]:
+        """The values with a grid that depend on the inputs, in the order they are made: what can be looked at."""
+        unchanging: set[str] = set()
+        found: list[str] = []
+        for op in self.ops:
+            if unchanging.issuperset(op.inputs):  # a parameter, or what is made of parameters alone
+                unchanging.update(op.outputs)
+            else:
+                found += [name for name in op.outputs if self.values[name].grid is not None]
+        return found
+
     def integer_ops(self) -> list[Op]:
         """The ops that compute integers from integers (or float logits from integers)."""
         return [op for op in self.ops if op.kind not in (Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT)]

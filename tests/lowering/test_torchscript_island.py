@@ -82,6 +82,6 @@ def test_a_file_that_is_bound_to_one_batch_is_not_written(tmp_path: Path, monkey
 def test_an_island_that_cannot_be_compiled_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = eq.convert(eq.calibrate(eq.prepare(Tail(TAILS["zeros"]).eval(), X, "torchscript"), [X]))
     monkeypatch.setattr(torchscript_island, "_respell", lambda graph, node: None)
-    wanted = r"^TorchScript cannot compile the float ops aten\.cat, .*aten\.zeros.*, which read the batch's size: "
+    wanted = r"^TorchScript cannot compile the float ops aten\.zeros, which read the batch's size: "
     with pytest.raises(EdgeqatError, match=wanted):
         eq.lower(program, "torchscript", tmp_path / "a")

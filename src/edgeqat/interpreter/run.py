@@ -110,6 +110,7 @@ class Interpreter:
     def __init__(self, program: QuantizedProgram, arithmetic: Arithmetic) -> None:
         self.program, self.arithmetic = program, arithmetic
         self._weights = {op.name: self._weight(op) for op in program.ops if op.kind in WEIGHTED}
+        self._tapped = frozenset(program.tapped())
         self._reads = Counter(name for op in program.ops for name in op.inputs)
         self._reads.update(program.outputs)
 
@@ -130,7 +131,7 @@ class Interpreter:
                 results = self._step(op, [env[name] for name in op.inputs])
                 for name, result in zip(op.outputs, results, strict=True):
                     env[name] = result
-                    if taps is not None and self.program.values[name].grid is not None and op.inputs:
+                    if taps is not None and name in self._tapped:
                         taps[name] = result
                 for name in op.inputs:  # free what nobody reads any more
                     left[name] -= 1

@@ -114,6 +114,7 @@ def _manifest(
     preprocessing: dict[str, Any] | None,
 ) -> dict[str, Any]:
     owed = what_is_owed(program)
+    makers = {name: op.name for op in program.ops for name in op.outputs}
     versions = describe_machine(threads=1).versions
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return {
@@ -146,12 +147,7 @@ def _manifest(
             for value in program.values.values()
             if value.grid is not None
         },
-        "checks": [
-            {"op": op.name, "value": name, "exact": owed[name] == "exact"}
-            for op in program.ops
-            for name in op.outputs
-            if op.inputs and program.values[name].grid is not None
-        ],
+        "checks": [{"op": makers[name], "value": name, "exact": owed[name] == "exact"} for name in program.tapped()],
     }
 
 

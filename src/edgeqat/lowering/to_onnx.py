@@ -85,7 +85,7 @@ def taps_suffix(program: QuantizedProgram) -> bytes:
     inside the very file it runs.
     """
     onnx = import_onnx()
-    names = [n for op in program.ops for n in op.outputs if op.inputs and program.values[n].grid is not None]
+    names = program.tapped()
     outputs = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names]
     suffix: bytes = onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()
     return suffix

@@ -140,8 +140,7 @@ class _Program(nn.Module):
         super().__init__()
         self.program, self.kernels = program, kernels
         self.same = _twins(program)
-        made = [name for op in program.ops if op.inputs for name in op.outputs]  # a constant is no value of its own
-        self.tap_names = [n for n in made if program.values[n].grid is not None and n not in self.same]
+        self.tap_names = [name for name in program.tapped() if name not in self.same]
         self._tap_index = {name: i for i, name in enumerate(self.tap_names)}
         # The tracer wants what it meets as attributes. torch announces that its quantized tensor types will go.
         with on_engine(engine), warnings.catch_warnings():

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from edgeqat.graph.capture import capture
 from edgeqat.graph.fold_bn import fold_region
+from edgeqat.graph.form import is_tensor
 from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.normalize import scale_of_norm
@@ -27,6 +29,13 @@ from edgeqat.simulate.parameter_quantizers import BiasQuantizer, WeightQuantizer
 from edgeqat.simulate.quantizers import key_of
 
 __all__ = ["prepare", "simulate"]
+
+aten = torch.ops.aten
+FILLED = frozenset(
+    {aten.new_zeros.default, aten.new_ones.default, aten.new_full.default}
+    | {aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
+)
+"""Ops that read nothing of a tensor but its size."""
 
 
 def prepare(
@@ -84,6 +93,7 @@ class _Builder:
         self.makers: dict[str, Op] = {op.name: op for op in plan.program.ops}
         entering = (Kind.QUANTIZE, Kind.CONSTANT)
         self.quantized_here = {op.name for op in plan.program.ops if op.kind in entering}
+        self.unchanging = {r.name for r in fused.regions if not _changes(r.anchor)}
         self.probabilities = {r.name for r in fused.regions if r.anchor.target in PROBABILITIES}
         others = (*entering, Kind.DEQUANTIZE, Kind.FLOAT)
         self.ops: dict[str, Op] = {op.name: op for op in plan.program.ops if op.kind not in others}
@@ -186,7 +196,7 @@ class _Builder:
 
     def _new_quantizer(self, name: str, activation: str | None) -> ActivationQuantizer:
         config, op, fixed = self.plan.activations[name], self.makers.get(name), None
-        constant = op is not None and op.kind is Kind.CONSTANT
+        constant = op is not None and (op.kind is Kind.CONSTANT or op.inputs[0] in self.unchanging)
         if op is not None and isinstance(op.attrs, LookupAttrs):
             fixed = fixed_grid(op.attrs.function, config.bits)
         elif op is not None and op.kind is Kind.QUANTIZE and op.inputs[0] in self.probabilities:
@@ -208,3 +218,8 @@ class _Builder:
         for source in node.all_input_nodes:
             self._read(source)
         return self.graph.node_copy(node, lambda n: self.made[n])
+
+
+def _changes(node: fx.Node) -> bool:
+    """Whether a node's values may depend on those of the model's inputs: sizes and parameters do not."""
+    return node.target not in FILLED and any(is_tensor(n) and n.op != "get_attr" for n in node.all_input_nodes)
