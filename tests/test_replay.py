@@ -231,6 +231,11 @@ def one_bias(bias: Any) -> Any:
     return bias
 
 
+def scale_of(model: onnx.ModelProto, weight: str) -> str:
+    """The initializer that holds a weight's scales."""
+    return next(str(node.input[1]) for node in model.graph.node if node.input[:1] == [weight])
+
+
 EDITS: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
     "first weight": ("conv1", lambda model: set_initializer(model, "conv1.weight", one_weight)),
     "weight": ("conv2", lambda model: set_initializer(model, "conv2.weight", one_weight)),
@@ -238,7 +243,10 @@ EDITS: dict[str, tuple[str, Callable[[onnx.ModelProto], object]]] = {
     "scale of the input": ("x:quantized", lambda model: grow_scale(model, "x:quantized")),
     "scale of an addition": ("add", lambda model: grow_scale(model, "add")),
     "scale of the pool": ("mean:pooled", lambda model: grow_scale(model, "mean:pooled")),
-    "scale of a weight": ("conv2", lambda model: set_initializer(model, "#w9s", lambda s: s * 1.1)),
+    "scale of a weight": (
+        "conv2",
+        lambda model: set_initializer(model, scale_of(model, "conv2.weight"), lambda s: s * 1.1),
+    ),
     "last weight": ("fc", lambda model: set_initializer(model, "fc.weight", one_weight)),
     "last bias": ("fc", lambda model: set_initializer(model, "fc:bias", one_bias)),
 }
