@@ -123,6 +123,11 @@ class Interpreter:
         taps: dict[str, Tensor] = {}
         return self._run(inputs, taps), taps
 
+    def run_op(self, op: Op, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """What one op of the program makes of its inputs: integers in float32 where a value has a grid, else float."""
+        with torch.no_grad():
+            return self._step(op, inputs)
+
     def _run(self, inputs: list[Tensor], taps: dict[str, Tensor] | None) -> Any:
         env = dict(zip(self.program.inputs, inputs, strict=True))
         left = Counter(self._reads)
