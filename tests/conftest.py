@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,9 @@ torch.set_num_threads(1)
 
 # The same examples every time, and no deadline: machines differ in speed, properties do not.
 settings.register_profile("edgeqat", deadline=None, derandomize=True, max_examples=60, database=None)
-settings.load_profile("edgeqat")
+# New examples every night, several times as many; what fails is printed as a line that reproduces it.
+settings.register_profile("nightly", deadline=None, max_examples=300, database=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgeqat"))
 
 
 @pytest.fixture(autouse=True)
