@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from architectures.random_networks import FUNCTIONS, Layer, NetworkSpec, Shape
+from architectures.layer_table import FUNCTIONS, Shape
+from architectures.random_networks import Layer, NetworkSpec
 
 __all__ = ["FIXED"]
 

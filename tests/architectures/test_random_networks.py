@@ -13,7 +13,8 @@ from torch import Tensor
 
 import edgeqat as eq
 from architectures.fixed_networks import FIXED
-from architectures.random_networks import FUNCTIONS, LAYERS, Layer, Network, NetworkSpec, network_specs
+from architectures.layer_table import FUNCTIONS, LAYERS
+from architectures.random_networks import Layer, Network, NetworkSpec, network_specs
 from edgeqat.errors import CalibrationWarning, EdgeqatError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
