@@ -175,11 +175,6 @@ def _called_twice(m: Calls, x: Tensor) -> Tensor:
     return torch.relu(m.bn(m.conv(x)))
 
 
-def _two_readers(m: Calls, x: Tensor) -> Tensor:
-    y = m.conv(x)
-    return m.bn(y) + torch.relu(y)
-
-
 def _one_norm(m: Calls, x: Tensor) -> Tensor:
     return m.bn(m.left(x)) + m.bn(m.right(x))
 
@@ -216,13 +211,6 @@ CASES: tuple[BatchNormCase, ...] = (
         shape_of(2),
         folds=False,
         refusal="not folded: conv.weight is used more than once",
-    ),
-    BatchNormCase(
-        "conv-with-two-readers",
-        lambda: trained(Calls(_two_readers, conv=conv(2)(), bn=norm(2, **OWN_EPS)())),
-        shape_of(2),
-        folds=False,
-        refusal="not folded into conv, which relu reads too",
     ),
     BatchNormCase(
         "convs-with-one-bias",

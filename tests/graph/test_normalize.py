@@ -154,3 +154,33 @@ def test_one_norm_called_twice_needs_a_conv_each_time() -> None:
 
     reasons = {row.kind: row.reason for row in eq.plan(Twice().eval(), IMAGE).rows() if row.runs == "float"}
     assert "not folded" in reasons["batch_norm"]
+
+
+class ReadTwice(nn.Module):
+    """The first block of a pre-activation ResNet, and a norm over features: nothing before either can absorb it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
+        self.features, self.last = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv(torch.relu(self.norm(x)))
+        return self.last(torch.relu(self.features(x.mean((2, 3)))))
+
+
+@EXACT_ARITHMETIC
+def test_a_norm_whose_conv_others_read_too_says_so_and_runs_in_integers(tmp_path: object) -> None:
+    torch.manual_seed(1)
+    model = shake(ReadTwice()).eval()
+    x = torch.randn(8, 3, 12, 12)
+    sim = eq.prepare(model, x)
+    with torch.no_grad():
+        # Folding rounds each weight once; the depthwise convs add a rounding each.
+        assert float((sim(x) - model(x)).abs().max()) <= 1e-5 * float(model(x).abs().max())
+    assert not [row for row in sim.plan.rows() if row.runs == "float"]
+    assert {r.name: r.reason for r in sim.plan.refusals} == {"norm": "not folded into stem, which add reads too"}
+    program = eq.convert(eq.calibrate(sim, [x]))
+    artifact = eq.lower(program, "onnxruntime", f"{tmp_path}/artifact")
+    assert eq.verify(artifact, program, [x, x[:1]]).bit_identical == 1.0

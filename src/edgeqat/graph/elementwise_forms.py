@@ -105,6 +105,10 @@ def _clamp(node: fx.Node, a: dict[str, Any]) -> Form | str:
     return _lookup(a["self"], "clamp", -torch.inf if low is None else low, torch.inf if high is None else high)
 
 
+SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
+"""alpha, scale and gain of an elu that is a selu (Klambauer et al. 2017, arXiv:1706.02515)."""
+
+
 def _gelu(node: fx.Node, a: dict[str, Any]) -> Form | str:
     return _lookup(a["self"], "gelu_tanh" if a["approximate"] == "tanh" else "gelu")
 
@@ -155,6 +159,8 @@ ELEMENTWISE_FORMS: Mapping[Any, Handler] = {
     aten.tanh.default: _plain("tanh"),
     aten.leaky_relu.default: _plain("leaky_relu", "negative_slope"),
     aten.elu.default: _plain("elu", "alpha", "scale", "input_scale"),
+    aten.selu.default: lambda node, a: _lookup(a["self"], "elu", *SELU),
+    aten.celu.default: lambda node, a: _lookup(a["self"], "elu", a["alpha"], 1.0, 1 / a["alpha"]),
     aten.gelu.default: _gelu,
     aten.mish.default: _plain("mish"),
     aten.softplus.default: _softplus,

@@ -20,7 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat.errors import PlanError
 from edgeqat.graph.capture import CapturedGraph
+from edgeqat.graph.form import parameter_name
 from edgeqat.graph.forms import Form, activation_of, form_of
+from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.op_attrs import AddAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LinearAttrs, MulAttrs
 from edgeqat.program import WEIGHTED, Kind, Origin
 
@@ -212,6 +214,7 @@ def _foldable_batch_norm(
     refusals: list[Refusal],
 ) -> fx.Node | None:
     found = [user for user in node.users if _batch_norm(captured, user) is not None]
+    refusals += _read_by_others(name, node)
     if not found:
         return None
     if form.kind is Kind.LINEAR and node.meta["val"].dim() != 2:
@@ -228,6 +231,18 @@ def _foldable_batch_norm(
             refusals.append(Refusal(str(found[0].target), f"not folded: {parameter} is used more than once"))
             return None
     return found[0]
+
+
+def _read_by_others(name: str, node: fx.Node) -> list[Refusal]:
+    """A batch norm that reads a conv which others read too: by now it has a depthwise conv of its own."""
+    found = []
+    for user in node.users:
+        norms = [str(n.target) for n in user.users if n.op == "call_module"]
+        weight = parameter_name(user.args[1]) if len(user.args) > 1 else None
+        if norms and weight == scale_of_norm(norms[0]):
+            others = ", ".join(other.name for other in node.users if other is not user)
+            found.append(Refusal(norms[0], f"not folded into {name}, which {others} reads too"))
+    return found
 
 
 def _batch_norm(captured: CapturedGraph, node: fx.Node) -> _BatchNorm | None:

@@ -117,6 +117,7 @@ MOVING_FORMS: Mapping[Any, Callable[[fx.Node, dict[str, Any]], Form | str]] = {
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     aten.expand.default: _expand,
+    aten.expand_as.default: _expand,
     aten.upsample_nearest1d.default: _resize,
     aten.upsample_nearest1d.vec: _resize,
     aten.upsample_nearest2d.default: _resize,

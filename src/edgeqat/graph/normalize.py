@@ -243,12 +243,21 @@ def _lone_batch_norm(r: _Rewriter, root: nn.Module) -> None:
     node, name = r.node, str(r.node.target)
     norm = root.get_submodule(name)
     x = node.all_input_nodes[0]
-    conv = CONVS.get(len(shape_of(x)))
-    if not isinstance(norm, _BatchNorm) or conv is None or x.target in WEIGHTED or norm.running_var is None:
+    if not isinstance(norm, _BatchNorm) or norm.running_var is None:
+        return
+    if x.target in WEIGHTED and len(x.users) == 1:  # fuse folds it, or says why not
         return
     calls = [n for n in r.graph.nodes if n.op == "call_module" and n.target == name]
     if len(calls) > 1:  # it would need one weight for all its calls
         return
+    if len(shape_of(x)) == 2:  # a conv needs a dimension to go along
+        x = r.call(aten.unsqueeze.default, x, 2)
+        with r.graph.inserting_after(node):
+            squeezed = r.graph.call_function(aten.squeeze.dim, (node, 2))
+        squeezed.meta = dict(node.meta)
+        r.origins[squeezed.name] = replace(r.origins[node.name], aten="aten.squeeze.dim")
+        node.replace_all_uses_with(squeezed, lambda user: user is not squeezed)
+        node.meta["val"] = x.meta["val"]
     channels, dims = norm.num_features, len(shape_of(x)) - 2
     holder = nn.Module()
     trained = norm.weight is not None and norm.weight.requires_grad
@@ -260,7 +269,7 @@ def _lone_batch_norm(r: _Rewriter, root: nn.Module) -> None:
         weight = r.graph.get_attr(scale_of_norm(name))
     with r._mode():
         weight.meta["val"] = torch.ones(ones.shape)
-    scaled = r.call(conv, x, weight, None, [1] * dims, [0] * dims, [1] * dims, channels)
+    scaled = r.call(CONVS[dims + 2], x, weight, None, [1] * dims, [0] * dims, [1] * dims, channels)
     node.args = (scaled,)
 
 
