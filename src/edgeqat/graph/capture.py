@@ -26,8 +26,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.errors import CaptureError
+from edgeqat.graph.capture_error import UNKNOWN_OUTPUT, explain
 from edgeqat.graph.example import check_float32, example_call
 from edgeqat.graph.normalize import normalize
+from edgeqat.graph.output_types import register_output_dataclasses
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.program import BATCH_DIM, Origin
 from edgeqat.signature import Batch, Leaf, Signature
@@ -149,12 +151,21 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     batch = torch.export.Dim(BATCH_DIM, min=1)
     shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
     named = {**_positional(model, shapes[0]), **shapes[1]}
-    try:
+
+    def attempt() -> torch.export.ExportedProgram:
         with torch.enable_grad(), _quiet_failure():
             return torch.export.export(model, args, kwargs, dynamic_shapes=named)
+
+    try:
+        try:
+            return attempt()
+        except Exception as error:
+            if UNKNOWN_OUTPUT not in str(error) or not register_output_dataclasses(model, args, kwargs):
+                raise
+        return attempt()
     except Exception as error:
         # torch.export raises whatever the model's code raises: any failure here is a model it cannot take.
-        raise CaptureError(_explain(model, error)) from error
+        raise CaptureError(explain(model, error)) from error
 
 
 @contextlib.contextmanager
@@ -183,38 +194,6 @@ def _positional(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
             break
         named[parameter.name] = rest.pop(0)
     return named
-
-
-def _explain(model: nn.Module, error: BaseException) -> str:
-    text = str(error)
-    user_code = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n\s+(.*))?', text)
-    frames = [f for f in user_code if "/torch/" not in f[0]]
-    where = ""
-    if frames:
-        file, line, _, source = frames[-1]
-        where = f" at {file.rsplit('/', 1)[-1]}:{line} ({source.strip()})"
-    elif (frame := _last_user_frame(error)) is not None:
-        where = f" at {frame}"
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if "Constraints violated" in text or "specialized" in text:
-        first = "its code fixes the batch size"
-    return (
-        f"{type(model).__name__} cannot be captured{where}: {first[:300]}; torch.export must be able to export it "
-        "with a batch of any size: remove data-dependent control flow, or branch on shapes"
-    )
-
-
-def _last_user_frame(error: BaseException) -> str | None:
-    """The innermost frame of the traceback that is neither torch's nor ours."""
-    import linecache
-    import traceback
-
-    found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        if "/torch/" not in file and "/edgeqat/graph/" not in file and not file.startswith("<"):
-            found = f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
-    return found
 
 
 def _adopt_state(root: nn.Module, module: nn.Module, graph: fx.Graph) -> None:
@@ -354,7 +333,7 @@ def _flatten_output(graph: fx.Graph, exported: torch.export.ExportedProgram) -> 
         leaves = pytree.tree_leaves(wrapper.args[0])
     for leaf in leaves:
         if not isinstance(leaf, fx.Node):
-            raise CaptureError(f"found the constant {leaf!r} among the outputs, wanted tensors only")
+            raise CaptureError(f"found the constant {leaf!r} among the outputs, wanted tensors only: leave it out")
     output.args = (tuple(leaves),)
     graph.set_codegen(fx.graph.CodeGen())
     assert spec is not None

@@ -1,0 +1,52 @@
+"""What a model that torch.export cannot take is told: the line that stands in the way, and what can be done."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+
+from torch import nn
+
+__all__ = ["UNKNOWN_OUTPUT", "explain"]
+
+UNKNOWN_OUTPUT = "in output, which is not a known type"
+"""What torch.export says of a class that pytree does not know."""
+
+
+def explain(model: nn.Module, error: BaseException) -> str:
+    """One line about an error of torch.export."""
+    text = str(error)
+    user_code = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n\s+(.*))?', text)
+    frames = [f for f in user_code if "/torch/" not in f[0]]
+    where = ""
+    if frames:
+        file, line, _, source = frames[-1]
+        where = f" at {file.rsplit('/', 1)[-1]}:{line} ({source.strip()})"
+    elif (frame := _last_user_frame(error)) is not None:
+        where = f" at {frame}"
+    unknown = re.search(rf"Found <class '([^']+)'> {UNKNOWN_OUTPUT}", text)
+    if unknown is not None:
+        found = unknown[1].rsplit(".", 1)[-1]
+        return (
+            f"{type(model).__name__} cannot be captured: it returns a {found}, whose tensors torch.export cannot "
+            "find; return tensors, tuples, lists, dicts or dataclasses, or register it with "
+            "torch.utils._pytree.register_pytree_node"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if "Constraints violated" in text or "specialized" in text:
+        first = "its code fixes the batch size"
+    return (
+        f"{type(model).__name__} cannot be captured{where}: {first[:300]}; torch.export must be able to export it "
+        "with a batch of any size: remove data-dependent control flow, or branch on shapes"
+    )
+
+
+def _last_user_frame(error: BaseException) -> str | None:
+    """The innermost frame of the traceback that is neither torch's nor ours."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and "/edgeqat/graph/" not in file and not file.startswith("<"):
+            found = f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
+    return found
