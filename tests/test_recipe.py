@@ -396,6 +396,7 @@ recipes = st.fixed_dictionaries(
                 "activations": activations,
                 "overrides": st.lists(overrides, max_size=2),
                 "fusions": st.lists(st.lists(names, max_size=2), max_size=2),
+                "opaque": st.lists(names, max_size=2),
             },
         ),
         "train": st.none() | st.fixed_dictionaries({}, optional={"float_lr": rates, "seed": st.integers(0, 2**63)}),

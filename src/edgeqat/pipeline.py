@@ -136,7 +136,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
 def _planned(recipe: Recipe, model: nn.Module, example: Batch) -> Plan:
     quantize = recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
-    return plan(model, example, recipe.export, mapping, quantize.fusions, batch_norm=mode)
+    return plan(model, example, recipe.export, mapping, quantize.fusions, batch_norm=mode, opaque=quantize.opaque)
 
 
 def load_data(recipe: Recipe) -> Dataset:

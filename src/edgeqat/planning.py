@@ -100,6 +100,7 @@ def plan(
     fusions: Sequence[Sequence[str]] = (),
     *,
     batch_norm: str = "fold",
+    opaque: Sequence[str] = (),
 ) -> Plan:
     """Plans the quantization of `model` without touching it; see `prepare` for the arguments.
 
@@ -107,7 +108,7 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
-    return plan_graph(fuse(capture(model, example_inputs), fusions), qconfig_mapping, target, batch_norm)
+    return plan_graph(fuse(capture(model, example_inputs, opaque), fusions), qconfig_mapping, target, batch_norm)
 
 
 def plan_graph(

@@ -122,6 +122,7 @@ class QuantizeSection(_Section):
     overrides: list[Override] = []
     batch_norm: Literal["fold", "live", "frozen"] = "fold"
     fusions: list[list[str]] = []
+    opaque: list[str] = []
 
     @property
     def in_training(self) -> str:

@@ -94,7 +94,8 @@ def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bo
 def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
     quantize = work.recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
-    return prepare(model, work.example(), work.recipe.export, mapping, quantize.fusions, batch_norm=mode)
+    example, targets = work.example(), work.recipe.export
+    return prepare(model, example, targets, mapping, quantize.fusions, batch_norm=mode, opaque=quantize.opaque)
 
 
 def _batch_norm_schedule(recipe: Recipe) -> BatchNormSchedule:
@@ -109,7 +110,8 @@ def _batch_norm_schedule(recipe: Recipe) -> BatchNormSchedule:
 def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
     """A float model as a program of one float island, so that it is lowered and measured like any other."""
     model = copy.deepcopy(model).eval()
-    island = prepare(model, work.example(), work.recipe.export, QConfigMapping().set_global(None))
+    targets, opaque = work.recipe.export, work.recipe.quantize.opaque
+    island = prepare(model, work.example(), targets, QConfigMapping().set_global(None), opaque=opaque)
     return Variant(name, model, convert(island))
 
 

@@ -17,8 +17,8 @@ import logging
 import operator
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,8 +29,10 @@ from edgeqat.errors import CaptureError
 from edgeqat.graph.capture_error import UNKNOWN_OUTPUT, explain
 from edgeqat.graph.example import check_float32, example_call
 from edgeqat.graph.normalize import normalize
+from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
 from edgeqat.graph.output_types import register_output_dataclasses
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
+from edgeqat.graph.submodules import owner_of
 from edgeqat.program import BATCH_DIM, Origin
 from edgeqat.signature import Batch, Leaf, Signature
 
@@ -92,16 +94,18 @@ class CapturedGraph:
         return tuple(s if isinstance(s, int) else BATCH_DIM for s in node.meta["val"].shape)
 
 
-def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
+def capture(model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = ()) -> CapturedGraph:
     """Captures `model` without changing it.
 
     Args:
         model: Any module that torch.export can export; its mode (train or eval) is left as it is.
         example_inputs: A tensor, tuple or dict of inputs; dimension 0 of each tensor is the batch. A batch of 1
             is doubled, since torch.export would take 1 for a constant.
+        opaque: Submodules that torch.export need not look inside, by dotted name or by class name.
 
     Raises:
-        CaptureError: torch.export cannot export the model; the message names the line that stands in the way.
+        CaptureError: torch.export cannot export the model; the message names the line that stands in the way. Or
+            what is asked to be opaque is no submodule, or takes or gives something else than tensors.
         ModelError: The model is in another precision than float32.
         InputError: An example input is no tensor, or in another precision.
     """
@@ -114,9 +118,11 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     for parameter in own.parameters():
         parameter.requires_grad_(True)  # else attention takes its fused inference path, which has no ATen form
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    mark_stubs(own)
-    exported = _export(own, args, kwargs)
-    module = exported.module(check_guards=False)
+    kept = find_opaque(own, opaque)
+    mark_stubs(own, kept.values())
+    with opaque_calls(own, kept, args, kwargs):
+        exported = _export(own, args, kwargs)
+        module = exported.module(check_guards=False)
     for holder in (module, template):
         for name, parameter in holder.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -128,6 +134,8 @@ def capture(model: nn.Module, example_inputs: Batch) -> CapturedGraph:
     outside = strip_stubs(graph)
     _restore_batch_norm(graph, root, own)
     _restore_dropout(graph, root, own)
+    for name, path in restore_opaque(graph, root, kept).items():
+        origins[name] = replace(origins[name], module=path, type=type(kept[path]).__name__, aten=OPAQUE)
     out_spec = _flatten_output(graph, exported)
     normalize(graph, root, origins)
     graph.lint()
@@ -216,18 +224,6 @@ def _adopt_state(root: nn.Module, module: nn.Module, graph: fx.Graph) -> None:
         owner, leaf = owner_of(root, target)
         constant = getattr(module.get_submodule(target.rpartition(".")[0]), leaf)
         owner.register_buffer(leaf, constant.detach().clone(), persistent=False)
-
-
-def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds `name`, made of plain nn.Modules where there is none yet, and the name's last part."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        child = root._modules[part]
-        assert child is not None
-        root = child
-    return root, leaf
 
 
 def _make_functional(graph: fx.Graph) -> None:

@@ -34,12 +34,26 @@ def explain(model: nn.Module, error: BaseException) -> str:
             "torch.utils._pytree.register_pytree_node"
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if "Constraints violated" in text or "specialized" in text:
+    fixed = "Constraints violated" in text or "specialized" in text
+    if fixed:
         first = "its code fixes the batch size"
+    name = "" if fixed else _innermost_submodule(model, error)
     return (
         f"{type(model).__name__} cannot be captured{where}: {first[:300]}; torch.export must be able to export it "
         "with a batch of any size: remove data-dependent control flow, or branch on shapes"
+        + (f"; or keep {name} ({type(model.get_submodule(name)).__name__}) in float: opaque=[{name!r}]" * bool(name))
     )
+
+
+def _innermost_submodule(model: nn.Module, error: BaseException) -> str:
+    """The dotted name of the innermost submodule of a class not torch's in which an error arose; "" for none."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names and not type(module).__module__.startswith("torch."):
+            found = names[id(module)]
+    return found
 
 
 def _last_user_frame(error: BaseException) -> str | None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat import affine
-from edgeqat.graph.capture import owner_of
 from edgeqat.graph.fuse import Region
+from edgeqat.graph.submodules import owner_of
 
 __all__ = ["fold_region", "folded_bias", "folded_parameters", "gain_of"]
 

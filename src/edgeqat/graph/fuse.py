@@ -25,6 +25,7 @@ from edgeqat.graph.forms import Form, activation_of, form_of
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.op_attrs import AddAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LinearAttrs, MulAttrs
 from edgeqat.program import WEIGHTED, Kind, Origin
+from edgeqat.graph.opaque import OPAQUE_REASON, is_opaque
 
 __all__ = ["FusedGraph", "Refusal", "Region", "fuse"]
 
@@ -168,11 +169,15 @@ def _grow(
         module = captured.root.get_submodule(str(node.target))
         if isinstance(module, nn.modules.dropout._DropoutNd):
             return Region(name, (node,), None, None, None, "", (origin,), identity=True)
-        return Region(name, (node,), None, None, None, _why_not_folded(node, refusals), (origin,))
+        if not is_opaque(module):
+            return Region(name, (node,), None, None, None, _why_not_folded(node, refusals), (origin,))
     if isinstance(node.meta.get("val"), (tuple, list)):
         items = sorted(node.users, key=position.__getitem__)
         reason = f"{origin.aten} has several outputs and no integer form here"
+        reason = OPAQUE_REASON if node.op == "call_module" else reason
         return Region(name, (node, *items), None, None, None, reason, (origin,))
+    if node.op == "call_module":
+        return Region(name, (node,), None, None, None, OPAQUE_REASON, (origin,))
     form = form_of(node)
     if isinstance(form, str):
         reason = f"{activation_of(node)} is not fused: {_why_alone(node)}" if activation_of(node) else form

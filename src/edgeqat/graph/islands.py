@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeqat.graph.capture import CapturedGraph, owner_of
+from edgeqat.graph.capture import CapturedGraph
+from edgeqat.graph.submodules import owner_of
 
 __all__ = ["build_island", "island_inputs"]
 

@@ -6,6 +6,8 @@ quantized region to begin and end. The marks vanish again in `strip_stubs`, whic
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -46,11 +48,12 @@ class _DeQuantMark(nn.Module):
         return torch.ops.edgeqat.dequant_stub(x)  # type: ignore[no-any-return]
 
 
-def mark_stubs(model: nn.Module) -> None:
-    """Replaces every QuantStub and DeQuantStub below `model`, in place, by its mark."""
+def mark_stubs(model: nn.Module, opaque: Iterable[nn.Module] = ()) -> None:
+    """Replaces every QuantStub and DeQuantStub below `model`, in place, by its mark; not inside opaque submodules."""
     from torch.ao.quantization import DeQuantStub, QuantStub
 
-    for parent in list(model.modules()):
+    inside = {id(module) for kept in opaque for module in kept.modules()}
+    for parent in [module for module in model.modules() if id(module) not in inside]:
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantStub):
                 setattr(parent, name, _QuantMark())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
+from edgeqat.graph.opaque import OPAQUE
 from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
 
 __all__ = ["Islands"]
@@ -186,8 +187,10 @@ def _written(
         import onnxscript  # noqa: F401  torch.onnx needs it; asked for here, where the error can say so
     except ImportError as error:
         raise MissingRuntimeError("onnxruntime", "onnxruntime", str(error)) from error
-    # The exporter prints its progress and warns of its own internals; neither tells the user anything.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    # The exporter prints its progress, warns of its own internals and shows the graph that it gave up on; none of it
+    # tells the user anything.
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -198,10 +201,15 @@ def _written(
             written = torch.onnx.export(exported, dynamo=True, opset_version=opset, optimize=True, verbose=False)
         except Exception as error:
             # Whatever the exporter stumbles over, the user needs to know which ops, not where in torch.
+            reason = str(error).splitlines()[0]
+            opaque = ", ".join(o.describe() for op in ops for o in op.origins if o.aten == OPAQUE)
+            if opaque:
+                raise EdgeqatError(
+                    f"ONNX cannot hold the opaque {opaque}: torch.onnx says {reason}; lower to torchscript, or "
+                    "rewrite it so that torch.export takes it"
+                ) from error
             kinds = ", ".join(sorted({origin.aten for op in ops for origin in op.origins}))
-            raise EdgeqatError(
-                f"torch.onnx cannot export the float ops {kinds}: {str(error).splitlines()[0]}"
-            ) from error
+            raise EdgeqatError(f"torch.onnx cannot export the float ops {kinds}: {reason}") from error
         finally:
             logging.disable(disabled)
     assert written is not None

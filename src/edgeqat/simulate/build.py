@@ -46,6 +46,7 @@ def prepare(
     fusions: Sequence[Sequence[str]] = (),
     *,
     batch_norm: str = "fold",
+    opaque: Sequence[str] = (),
 ) -> SimulatedModel:
     """Captures, fuses and plans `model`, and builds its simulation; the model itself is left as it was.
 
@@ -57,6 +58,9 @@ def prepare(
         fusions: Lists of module names that must become one region.
         batch_norm: "fold": each batch norm is folded into the weights before it now, and is gone. "live": it stays
             and is trained, behind the quantized raw weights; `convert` folds it into their scales per channel.
+        opaque: Submodules kept in float as a whole, by dotted name or by class name: ones that torch.export cannot
+            look into. Each takes tensors by position, and gives a tensor or a tuple of them. They are trained like
+            all else. TorchScript runs one that torch.jit.script can compile; ONNX one that torch.export could take.
 
     Returns:
         The simulation, in phase "float": calibrate it next.
@@ -65,7 +69,7 @@ def prepare(
         CaptureError: torch.export cannot export the model.
         PlanError: The settings cannot be satisfied.
     """
-    fused = fuse(capture(model, example_inputs), fusions)
+    fused = fuse(capture(model, example_inputs, opaque), fusions)
     sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))
     return sim.train(model.training)
 
