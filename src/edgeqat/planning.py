@@ -101,6 +101,7 @@ def plan(
     *,
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
+    dynamic_size: bool = False,
 ) -> Plan:
     """Plans the quantization of `model` without touching it; see `prepare` for the arguments.
 
@@ -108,7 +109,9 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
-    return plan_graph(fuse(capture(model, example_inputs, opaque), fusions), qconfig_mapping, target, batch_norm)
+    return plan_graph(
+        fuse(capture(model, example_inputs, opaque, dynamic_size), fusions), qconfig_mapping, target, batch_norm
+    )
 
 
 def plan_graph(

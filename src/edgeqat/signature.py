@@ -23,17 +23,19 @@ class Leaf:
     """What one input tensor must be.
 
     Attributes:
-        shape: Its sizes; None for the batch.
+        shape: Its sizes; None for the batch, and for others that may change.
         dtype: The example's type; any other floating one will do where that is one, as under autocast.
+        example: The example's sizes.
     """
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    example: tuple[int, ...]
 
     @classmethod
-    def of(cls, example: Tensor) -> Leaf:
+    def of(cls, captured: Tensor, example: tuple[int, ...]) -> Leaf:
         """That of a captured input, whose batch is symbolic."""
-        return cls(tuple(size if isinstance(size, int) else None for size in example.shape), example.dtype)
+        return cls(tuple(size if isinstance(size, int) else None for size in captured.shape), captured.dtype, example)
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether a tensor fits."""
@@ -46,7 +48,7 @@ class Leaf:
 
     def describe(self) -> str:
         """As messages show it."""
-        sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
+        sizes = ", ".join("NCHW"[dim] if size is None else str(size) for dim, size in enumerate(self.shape))
         return f"{str(self.dtype).removeprefix('torch.')} [{sizes}]"
 
 

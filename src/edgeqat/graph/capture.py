@@ -31,9 +31,10 @@ from edgeqat.graph.example import check_float32, example_call
 from edgeqat.graph.normalize import normalize
 from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
 from edgeqat.graph.output_types import register_output_dataclasses
+from edgeqat.graph.sizes import check_any_size, dynamic_shapes, name_of, names_of_symbols
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.graph.submodules import owner_of
-from edgeqat.program import BATCH_DIM, Origin
+from edgeqat.program import Origin
 from edgeqat.signature import Batch, Leaf, Signature
 
 __all__ = ["CapturedGraph", "capture", "innermost_module"]
@@ -70,6 +71,7 @@ class CapturedGraph:
         origins: For each compute node, by name.
         outside: Nodes that the user's stubs leave in float, by name, with the reason.
         template: A copy of the user's own module, in the mode it had; it shares its tensors with `root`.
+        sizes: What each symbolic size of the inputs is called, by torch.export's symbol.
     """
 
     root: nn.Module
@@ -79,6 +81,7 @@ class CapturedGraph:
     origins: Mapping[str, Origin]
     outside: Mapping[str, str]
     template: nn.Module
+    sizes: Mapping[str, str]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
         # Nothing changes a captured graph, so copies of a simulation share it.
@@ -90,11 +93,13 @@ class CapturedGraph:
         return dict(zip(nodes, self.signature.inputs, strict=True))
 
     def shape_of(self, node: fx.Node) -> tuple[int | str, ...]:
-        """A tensor node's shape, with "batch" for every size that depends on the batch."""
-        return tuple(s if isinstance(s, int) else BATCH_DIM for s in node.meta["val"].shape)
+        """A tensor node's shape, with "batch" for every size that depends on the batch, and so on."""
+        return tuple(name_of(size, self.sizes) for size in node.meta["val"].shape)
 
 
-def capture(model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = ()) -> CapturedGraph:
+def capture(
+    model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = (), dynamic_size: bool = False
+) -> CapturedGraph:
     """Captures `model` without changing it.
 
     Args:
@@ -102,6 +107,7 @@ def capture(model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = ())
         example_inputs: A tensor, tuple or dict of inputs; dimension 0 of each tensor is the batch. A batch of 1
             is doubled, since torch.export would take 1 for a constant.
         opaque: Submodules that torch.export need not look inside, by dotted name or by class name.
+        dynamic_size: Whether dimensions 2 and 3 of 4-d inputs may have other sizes than the example's too.
 
     Raises:
         CaptureError: torch.export cannot export the model; the message names the line that stands in the way. Or
@@ -120,8 +126,10 @@ def capture(model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = ())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     kept = find_opaque(own, opaque)
     mark_stubs(own, kept.values())
+    if dynamic_size:
+        check_any_size(own, args, kwargs)
     with opaque_calls(own, kept, args, kwargs):
-        exported = _export(own, args, kwargs)
+        exported = _export(own, args, kwargs, dynamic_size)
         module = exported.module(check_guards=False)
     for holder in (module, template):
         for name, parameter in holder.named_parameters():
@@ -144,9 +152,13 @@ def capture(model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = ())
     names = tuple(values)
     keywords = (*_positional(own, args), *kwargs)
     signature = Signature(
-        keywords if len(keywords) == len(names) else names, in_spec, out_spec, tuple(map(Leaf.of, values.values()))
+        keywords if len(keywords) == len(names) else names,
+        in_spec,
+        out_spec,
+        tuple(Leaf.of(value, tuple(leaf.shape)) for value, leaf in zip(values.values(), leaves, strict=True)),
     )
-    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template)
+    sizes = names_of_symbols(list(values.values()))
+    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -155,9 +167,10 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim(BATCH_DIM, min=1)
-    shapes = pytree.tree_map(lambda _: {0: batch}, (args, kwargs))
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_size: bool
+) -> torch.export.ExportedProgram:
+    shapes = dynamic_shapes((args, kwargs), dynamic_size)
     named = {**_positional(model, shapes[0]), **shapes[1]}
 
     def attempt() -> torch.export.ExportedProgram:
@@ -173,7 +186,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return attempt()
     except Exception as error:
         # torch.export raises whatever the model's code raises: any failure here is a model it cannot take.
-        raise CaptureError(explain(model, error)) from error
+        raise CaptureError(explain(model, error, dynamic_size)) from error
 
 
 @contextlib.contextmanager

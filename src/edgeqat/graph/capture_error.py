@@ -14,8 +14,8 @@ UNKNOWN_OUTPUT = "in output, which is not a known type"
 """What torch.export says of a class that pytree does not know."""
 
 
-def explain(model: nn.Module, error: BaseException) -> str:
-    """One line about an error of torch.export."""
+def explain(model: nn.Module, error: BaseException, dynamic_size: bool) -> str:
+    """One line about an error of torch.export; `dynamic_size` is that of `capture`."""
     text = str(error)
     user_code = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n\s+(.*))?', text)
     frames = [f for f in user_code if "/torch/" not in f[0]]
@@ -36,11 +36,12 @@ def explain(model: nn.Module, error: BaseException) -> str:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     fixed = "Constraints violated" in text or "specialized" in text
     if fixed:
-        first = "its code fixes the batch size"
+        first = "its code fixes the batch size" + ", the height or the width" * dynamic_size
     name = "" if fixed else _innermost_submodule(model, error)
     return (
         f"{type(model).__name__} cannot be captured{where}: {first[:300]}; torch.export must be able to export it "
-        "with a batch of any size: remove data-dependent control flow, or branch on shapes"
+        f"with {'images' if dynamic_size else 'a batch'} of any size: remove data-dependent control flow, or branch "
+        "on shapes"
         + (f"; or keep {name} ({type(model.get_submodule(name)).__name__}) in float: opaque=[{name!r}]" * bool(name))
     )
 

@@ -23,9 +23,9 @@ from edgeqat.graph.capture import CapturedGraph
 from edgeqat.graph.form import parameter_name
 from edgeqat.graph.forms import Form, activation_of, form_of
 from edgeqat.graph.normalize import scale_of_norm
+from edgeqat.graph.opaque import OPAQUE_REASON, is_opaque
 from edgeqat.op_attrs import AddAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LinearAttrs, MulAttrs
 from edgeqat.program import WEIGHTED, Kind, Origin
-from edgeqat.graph.opaque import OPAQUE_REASON, is_opaque
 
 __all__ = ["FusedGraph", "Refusal", "Region", "fuse"]
 

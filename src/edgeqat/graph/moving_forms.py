@@ -29,7 +29,7 @@ def _view(node: fx.Node, a: dict[str, Any]) -> Form | str:
     x = a.get("self", a.get("input"))
     sizes = [s if isinstance(s, int) else -1 for s in shape_of(node)]
     if sizes.count(-1) > 1:
-        return f"more than one dimension of its result depends on the batch: {list(shape_of(node))}"
+        return f"more than one dimension of its result depends on the input's: {list(shape_of(node))}"
     return Form(Kind.VIEW, ViewAttrs(tuple(sizes)), (x,)) if isinstance(x, fx.Node) else "its input is no tensor"
 
 
@@ -48,11 +48,13 @@ def _transpose(node: fx.Node, a: dict[str, Any]) -> Form | str:
 def _slice(node: fx.Node, a: dict[str, Any]) -> Form | str:
     dim = a["dim"] % len(shape_of(node))
     start, stop = a["start"] if a["start"] is not None else 0, a["end"]
-    if not isinstance(shape_of(a["self"])[dim], int):
-        return "it slices a dimension that depends on the batch"
+    size = shape_of(a["self"])[dim]
+    if dim == 0 and not isinstance(size, int):
+        return "it slices the batch"
     if not all(isinstance(v, int) or v is None for v in (start, stop, a["step"])):
         return "its bounds are computed"
-    size = shape_of(a["self"])[dim]
+    if not isinstance(size, int):  # bounds from the end stay so: where that is differs
+        return Form(Kind.SLICE, SliceAttrs(dim, start, None if stop == 2**63 - 1 else stop, a["step"]), (a["self"],))
     start = start + size if start < 0 else start
     if stop is not None:
         stop = None if stop >= size else stop + size if stop < 0 else stop
@@ -64,6 +66,8 @@ def _pad(node: fx.Node, a: dict[str, Any]) -> Form | str:
     if mode not in PAD_MODES or (mode == "constant" and value is not None and value != 0):
         return f"it pads with mode {mode!r}, value {value}; wanted zeros or {', '.join(PAD_MODES[1:])}"
     rank, flat = len(shape_of(node)), list(a["pad"])
+    if not all(isinstance(side, int) for side in flat):
+        return "its padding is computed"
     if mode != "constant" and len(flat) != 2 * (rank - 2):
         return f"it pads {len(flat) // 2} of {rank} dimensions with mode {mode!r}, wanted all but batch and channels"
     pads = [(0, 0)] * rank

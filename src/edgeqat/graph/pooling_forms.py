@@ -45,7 +45,10 @@ def _avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
         return "it overrides the divisor"
     stride, padding = per_dim(a["stride"]) if a["stride"] else kernel, per_dim(a["padding"])
     sizes = shape_of(a["self"])[2:]
-    if a["ceil_mode"] and any((s + 2 * p - k) % t for s, p, k, t in zip(sizes, padding, kernel, stride, strict=True)):
+    if a["ceil_mode"] and any(
+        not isinstance(s, int) or (s + 2 * p - k) % t
+        for s, p, k, t in zip(sizes, padding, kernel, stride, strict=True)
+    ):
         # PyTorch and ONNX count the elements of a window that hangs over the edge differently.
         return "ceil_mode lets its last windows hang over the edge"
     attrs = AveragePoolAttrs(kernel, stride, padding, a["count_include_pad"])

@@ -20,7 +20,7 @@ from edgeqat.errors import TamperedError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.program import BATCH_DIM, Kind, QuantizedProgram
+from edgeqat.program import Kind, QuantizedProgram
 from edgeqat.replay import FolderError, checksums, preprocess, read_safetensors, steps_of
 
 __all__ = ["GOLDEN_N", "golden_inputs", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
@@ -41,8 +41,10 @@ def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
     generator = torch.Generator().manual_seed(GOLDEN_SEED)
     twins = {op.inputs[0]: op.name for op in program.ops if op.kind is Kind.QUANTIZE}
     samples = []
-    for name in program.inputs:
-        shape = [GOLDEN_N, *(int(size) for size in program.values[name].shape[1:])]
+    for i, name in enumerate(program.inputs):
+        leaves = program.signature.leaves
+        sizes = leaves[i].example[1:] if leaves else (int(size) for size in program.values[name].shape[1:])
+        shape = [GOLDEN_N, *sizes]
         if name in twins:
             grid = program.grid_of(twins[name])
             scale, zero_point = grid.per_tensor()
@@ -128,7 +130,7 @@ def samples_together(program: QuantizedProgram, arithmetic: Arithmetic, n: int) 
             sizes = program.values[name].shape[1:]
             elements = math.prod(size for size in sizes if isinstance(size, int))
             within_block = op.kind is Kind.ADD and elements % arithmetic.add_block != 0
-            if op.kind is Kind.FLOAT or BATCH_DIM in sizes or within_block:
+            if op.kind is Kind.FLOAT or any(isinstance(size, str) for size in sizes) or within_block:
                 return max(1, n)
             largest = max(largest, elements)
     return max(1, min(n, PART_ELEMENTS // largest))

@@ -124,9 +124,11 @@ def _export(program: QuantizedProgram, ops: Sequence[Op], opset: int) -> dict[st
         placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
         for node, name in zip(placeholders, op.inputs, strict=True):
             shape = program.values[name].shape
-            sizes = [2 if size == BATCH_DIM else int(size) for size in shape]
+            captured = node.meta["val"].shape
+            sizes = [2 if s == BATCH_DIM else _example_size(c) for s, c in zip(shape, captured, strict=True)]
             examples.append(torch.zeros(sizes, dtype=node.meta["val"].dtype))
-            shapes.append({d: batch for d, size in enumerate(shape) if size == BATCH_DIM})
+            dynamic = torch.export.Dim.DYNAMIC
+            shapes.append({d: batch if s == BATCH_DIM else dynamic for d, s in enumerate(shape) if isinstance(s, str)})
     together = _Together(bodies, [len(op.inputs) for op in ops]).eval()
     graph = _written(together, tuple(examples), tuple(shapes), ops, opset).graph
     inputs, outputs = ([info.name for info in infos] for infos in (graph.input, graph.output))
@@ -144,6 +146,11 @@ def _export(program: QuantizedProgram, ops: Sequence[Op], opset: int) -> dict[st
         initializers = [_own(tensor, [tensor.name], taken) for tensor in tensors]
         parts[op.name] = _Part(nodes, initializers, own_inputs, own_outputs, f"{i}.")
     return parts
+
+
+def _example_size(size: Any) -> int:
+    """The size that the model was captured with."""
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _upstream(graph: Any, makers: Mapping[str, int], outputs: Sequence[str]) -> set[str]:

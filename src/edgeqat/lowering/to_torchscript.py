@@ -76,8 +76,10 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         engine: What it is to run on; None: see `fastest_engine`, in a file that is exact with every engine.
 
     Raises:
-        PlanError: The program was planned without torchscript, so that torch's kernels cannot compute it.
+        PlanError: The program was planned without torchscript, so that torch's kernels cannot compute it, or for
+            images of any size.
     """
+    _check_fixed_size(program)
     exact = EXACT_ENGINES if engine is None else tuple(e for e in EXACT_ENGINES if e == engine)
     chosen = fastest_engine(program) if engine is None else engine
     quantized = any(value.grid is not None for value in program.values.values())
@@ -100,6 +102,16 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
 def _engines_here(engines: Sequence[str]) -> list[str]:
     """Those of the engines that this build of torch has."""
     return [engine for engine in engines if engine in torch.backends.quantized.supported_engines]
+
+
+def _check_fixed_size(program: QuantizedProgram) -> None:
+    for name in program.inputs:
+        found = [size for size in program.values[name].shape if isinstance(size, str) and size != BATCH_DIM]
+        if found:
+            raise PlanError(
+                f"input {name!r} has a dynamic {' and '.join(found)}, which a trace would fix: prepare without "
+                "dynamic_size for torchscript, or lower to onnxruntime"
+            )
 
 
 def _check_planned(program: QuantizedProgram, target: str) -> None:

@@ -47,6 +47,7 @@ def prepare(
     *,
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
+    dynamic_size: bool = False,
 ) -> SimulatedModel:
     """Captures, fuses and plans `model`, and builds its simulation; the model itself is left as it was.
 
@@ -61,6 +62,8 @@ def prepare(
         opaque: Submodules kept in float as a whole, by dotted name or by class name: ones that torch.export cannot
             look into. Each takes tensors by position, and gives a tensor or a tuple of them. They are trained like
             all else. TorchScript runs one that torch.jit.script can compile; ONNX one that torch.export could take.
+        dynamic_size: Whether the height and width of [N, C, H, W] inputs may differ from the example's, in the
+            simulation and in ONNX Runtime; a TorchScript file has those it was traced with.
 
     Returns:
         The simulation, in phase "float": calibrate it next.
@@ -69,7 +72,7 @@ def prepare(
         CaptureError: torch.export cannot export the model.
         PlanError: The settings cannot be satisfied.
     """
-    fused = fuse(capture(model, example_inputs, opaque), fusions)
+    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions)
     sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))
     return sim.train(model.training)
 
