@@ -163,6 +163,13 @@ def test_a_model_of_one_size_is_refused() -> None:
     assert str(refused.value).endswith("; prepare it without dynamic_size, for one size")
 
 
+def test_an_opaque_submodule_has_the_sizes_of_the_example() -> None:
+    with pytest.raises(
+        CaptureError, match="^found dynamic_size with the opaque 'conv1', whose sizes .*; prepare without"
+    ):
+        eq.prepare(SmallNet(), images(3, (16, 16)), opaque=["conv1"], dynamic_size=True)
+
+
 def test_torchscript_refuses_it(tmp_path: Path) -> None:
     x = images(3, (16, 16))
     program = eq.convert(eq.calibrate(eq.prepare(SmallNet(), x, "torchscript", dynamic_size=True), [x]))

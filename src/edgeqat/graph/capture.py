@@ -124,7 +124,7 @@ def capture(
     for parameter in own.parameters():
         parameter.requires_grad_(True)  # else attention takes its fused inference path, which has no ATen form
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    kept = find_opaque(own, opaque)
+    kept = find_opaque(own, opaque, dynamic_size)
     mark_stubs(own, kept.values())
     if dynamic_size:
         check_any_size(own, args, kwargs)

@@ -96,12 +96,17 @@ def is_opaque(module: nn.Module) -> bool:
     return not isinstance(module, (_BatchNorm, _DropoutNd))
 
 
-def find_opaque(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
+def find_opaque(model: nn.Module, wanted: Sequence[str], dynamic_size: bool) -> dict[str, nn.Module]:
     """The submodules that are asked for by dotted name or by class name, without those inside one another.
 
     Raises:
-        CaptureError: A name is none of a submodule.
+        CaptureError: A name is none of a submodule, or the height and width of images are to stay open.
     """
+    if dynamic_size and wanted:
+        raise CaptureError(
+            f"found dynamic_size with the opaque {wanted[0]!r}, whose sizes are known for the example's height and "
+            "width only; prepare without one of the two"
+        )
     if isinstance(wanted, str):
         raise CaptureError(f"found opaque {wanted!r}, wanted a list of names, such as [{wanted!r}]")
     found: dict[str, nn.Module] = {}
