@@ -95,10 +95,13 @@ def _expand(node: fx.Node, a: dict[str, Any]) -> Form | str:
 def _resize(node: fx.Node, a: dict[str, Any]) -> Form | str:
     x = a.get("self", a.get("input"))
     assert isinstance(x, fx.Node)
-    sizes = list(zip(shape_of(x)[2:], shape_of(node)[2:], strict=True))
-    if any(not isinstance(b, int) or not isinstance(s, int) or s % b for b, s in sizes):
-        return f"it resizes {list(shape_of(x)[2:])} to {list(shape_of(node)[2:])}, wanted whole multiples"
-    return Form(Kind.RESIZE, ResizeAttrs(tuple(s // b for b, s in sizes)), (x,))
+    before, after = shape_of(x)[2:], shape_of(node)[2:]
+    given = a.get("scale_factors")
+    if given and all(float(factor).is_integer() for factor in given):
+        return Form(Kind.RESIZE, ResizeAttrs(tuple(int(factor) for factor in given)), (x,))
+    if any(not isinstance(b, int) or not isinstance(s, int) or s % b for b, s in zip(before, after, strict=True)):
+        return f"it resizes {list(before)} to {list(after)}, wanted whole multiples"
+    return Form(Kind.RESIZE, ResizeAttrs(tuple(s // b for b, s in zip(before, after, strict=True))), (x,))
 
 
 MOVING_FORMS: Mapping[Any, Callable[[fx.Node, dict[str, Any]], Form | str]] = {

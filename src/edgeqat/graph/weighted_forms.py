@@ -45,6 +45,8 @@ def _conv_transpose(node: fx.Node, a: dict[str, Any]) -> Form | str:
     rank, found = len(shape_of(a["weight"])), len(shape_of(a["input"]))
     if found != rank:
         return _unbatched(found, rank)
+    if any(not isinstance(size, int) for size in shape_of(a["input"])[2:]):
+        return "it is a transposed convolution of an open size"
     if a["groups"] != 1:
         return f"it is a transposed convolution of {a['groups']} groups, wanted 1"
     stride, padding, output_padding, dilation = (
@@ -64,6 +66,8 @@ def _linear(node: fx.Node, a: dict[str, Any]) -> Form | str:
         return COMPUTED
     if len(shape_of(a["input"])) < 2:
         return "its input has 1 dimension, wanted the batch in front"
+    if sum(not isinstance(size, int) for size in shape_of(a["input"])[:-1]) > 1:
+        return "more than one dimension of its input is open"
     return Form(Kind.LINEAR, LinearAttrs(), (a["input"],), weight, bias)
 
 
