@@ -25,6 +25,8 @@ PUBLIC = [
     "Artifact",
     "BatchNormSchedule",
     "EdgeqatError",
+    "FusionMatch",
+    "FusionPattern",
     "History",
     "Measurement",
     "Parity",

@@ -19,6 +19,7 @@ from edgeqat.version import __version__
 
 if TYPE_CHECKING:
     from edgeqat.errors import EdgeqatError
+    from edgeqat.graph.patterns import FusionMatch, FusionPattern
     from edgeqat.interpreter.run import reference
     from edgeqat.lowering.artifact import Artifact, load_artifact
     from edgeqat.lowering.lower import lower
@@ -54,6 +55,8 @@ __all__ = [
     "Artifact",
     "BatchNormSchedule",
     "EdgeqatError",
+    "FusionMatch",
+    "FusionPattern",
     "History",
     "Measurement",
     "Parity",
@@ -89,6 +92,8 @@ _HOMES = {
     "Measurement": "measuring.measure",
     "run": "pipeline",
     "EdgeqatError": "errors",
+    "FusionMatch": "graph.patterns",
+    "FusionPattern": "graph.patterns",
     "ActivationConfig": "qconfig",
     "QConfig": "qconfig",
     "QConfigMapping": "qconfig",

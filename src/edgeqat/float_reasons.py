@@ -8,6 +8,7 @@ from torch import fx
 
 from edgeqat.graph.form import shape_of
 from edgeqat.graph.fuse import FusedGraph, Region
+from edgeqat.graph.groups import Group
 from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, ConvTransposeAttrs
 from edgeqat.program import WEIGHTED, Kind
 from edgeqat.qconfig import QConfig, QConfigMapping
@@ -22,24 +23,52 @@ class FloatReasons:
     def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: Sequence[Target]) -> None:
         self._fused, self._mapping, self._rules = fused, mapping, rules
         self._region_of: dict[fx.Node, Region] = {node: r for r in fused.regions for node in r.nodes}
+        self._of_group: dict[Group, str] = {}
+        while self._leave_a_group_in_float():  # one may be the reason for another: they share a batch norm
+            continue
 
     def qconfig_of(self, region: Region) -> QConfig | None:
-        """The settings of a region; padding for convs alone is on the grid that the first of them asks for."""
+        """The settings of a region; padding for convs alone is on the grid that the first of them asks for.
+
+        Those of a block are its module's, but for a rule that names a module inside it.
+        """
         readers = self._convs_padded_by(region)
-        origin = (readers[0] if readers else region).origins[0]
+        region = readers[0] if readers else region
+        origin, group = region.origins[0], region.group
+        if group is not None and not self._mapping.names_inside(group.module, origin.module):
+            return self._mapping.lookup(group.module, group.type)
         return self._mapping.lookup(origin.module, origin.type)
 
     def of(self, region: Region) -> str:
         """The reason why a region cannot run in integers, "" where only its inputs may still prevent it."""
-        return self._own(region) or self._of_norm(region)
+        return self._of_its_group(region) or self._own(region) or self._of_norm(region)
 
     def brings_in(self, region: Region) -> bool:
-        """Whether a region's float input becomes integers before it, not after: what has weights, padding for convs.
+        """Whether a region's float input becomes integers before it, not after.
 
-        Padding then only moves the integers of what it pads, and the values behind it stay exact.
+        So it is for what has weights, for a block, which has no float op inside, and for padding for convs. Padding
+        then only moves the integers of what it pads, and the values behind it stay exact.
         """
+        if region.form is not None and region.group is not None:
+            return True
         weighted = region.form is not None and region.form.kind in WEIGHTED
         return weighted or bool(self._convs_padded_by(region))
+
+    def _of_its_group(self, region: Region) -> str:
+        return "" if region.group is None else self._of_group.get(region.group, "")
+
+    def _leave_a_group_in_float(self) -> bool:
+        """Finds a block that runs in integers so far, and one op of it that cannot; False if there is none."""
+        for region in self._fused.regions:
+            group = region.group
+            if group is None or group in self._of_group or region.identity:
+                continue
+            reason = self._own(region) or self._of_norm(region)
+            if reason:
+                whole = f"its block {group.describe()} stays in float as a whole"
+                self._of_group[group] = f"{whole}, because of {region.name}: {reason}"
+                return True
+        return False
 
     def _own(self, region: Region) -> str:
         outside = [self._fused.captured.outside.get(node.name, "") for node in region.nodes]
@@ -77,7 +106,7 @@ class FloatReasons:
                 continue
             if other.batch_norm is None:
                 return f"its {norm} is called again where it cannot be folded"
-            if self._own(other):
+            if self._of_its_group(other) or self._own(other):
                 return f"its {norm} also follows {other.name}, which stays in float"
         return ""
 

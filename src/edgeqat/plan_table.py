@@ -22,6 +22,7 @@ class PlanRow:
     grid_out: str
     fused: str
     reason: str
+    group: str
 
 
 def rows_of(program: QuantizedProgram, op: Op) -> list[PlanRow]:
@@ -38,6 +39,7 @@ def rows_of(program: QuantizedProgram, op: Op) -> list[PlanRow]:
                 "float",
                 "",
                 o.reason,
+                o.group,
             )
             for o in op.origins
         ]
@@ -52,5 +54,5 @@ def rows_of(program: QuantizedProgram, op: Op) -> list[PlanRow]:
     fused = " + ".join([*norms, *([activation] if activation else [])])
     module = op.origins[0].describe() if op.origins else ""
     inputs = ", ".join(grid(name) for name in op.inputs)
-    why = program.values[op.name].why
-    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused, why)]
+    why, group = program.values[op.name].why, op.origins[0].group if op.origins else ""
+    return [PlanRow(op.name, op.kind.value, "INT8", module, inputs, weight, grid(op.name), fused, why, group)]

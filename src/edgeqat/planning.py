@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from edgeqat.errors import PlanError
 from edgeqat.float_reasons import FloatReasons
 from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
-from edgeqat.graph.fuse import FusedGraph, Refusal, Region, fuse
+from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.islands import build_island, island_inputs
+from edgeqat.graph.patterns import Fusion, Refusal
+from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.lookup import FUNCTIONS
 from edgeqat.op_attrs import AveragePoolAttrs, ConstantAttrs, ConvAttrs, LinearAttrs, LookupAttrs, NoAttrs, ViewAttrs
 from edgeqat.plan_table import PlanRow, rows_of
-from edgeqat.program import PASSTHROUGH, Const, Grid, Kind, Op, Origin, QuantizedProgram, Value
+from edgeqat.program import PASSTHROUGH, Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
 from edgeqat.signature import Batch
@@ -85,7 +87,12 @@ class Plan:
         for row in self.rows():
             grids = " ".join(filter(None, [row.grid_in, f"[{row.grid_weight}]" * bool(row.grid_weight)]))
             text = f"  {row.op}: {row.kind} {row.runs} {grids} -> {row.grid_out}"
-            lines.append(text + f" fused {row.fused}" * bool(row.fused) + f" ({row.reason})" * bool(row.reason))
+            lines.append(
+                text
+                + f" fused {row.fused}" * bool(row.fused)
+                + f" in {row.group}" * bool(row.group)
+                + f" ({row.reason})" * bool(row.reason)
+            )
         when = "" if self.batch_norm == "fold" else ", by convert: it is live in training"
         lines += [f"  folded {name}{when}" for name in self.folded]
         lines += [f"  not fused {refusal.name}: {refusal.reason}" for refusal in self.refusals]
@@ -97,7 +104,7 @@ def plan(
     example_inputs: Batch,
     target: str | Sequence[str] = "onnxruntime",
     qconfig_mapping: Any = None,
-    fusions: Sequence[Sequence[str]] = (),
+    fusions: Sequence[Fusion] = (),
     *,
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
@@ -109,9 +116,9 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
-    return plan_graph(
-        fuse(capture(model, example_inputs, opaque, dynamic_size), fusions), qconfig_mapping, target, batch_norm
-    )
+    model, refused = replace_blocks(model, example_inputs, fusions)
+    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions, refused)
+    return plan_graph(fused, qconfig_mapping, target, batch_norm)
 
 
 def plan_graph(
@@ -139,7 +146,8 @@ class _Planner:
         self.fused, self.rules, self.batch_norm = fused, rules, batch_norm
         self.reasons = FloatReasons(fused, mapping, rules)
         self.captured = fused.captured
-        mapping.check_used([(o.module, o.type) for r in fused.regions for o in r.origins])
+        blocks = [(group.module, group.type) for group in fused.groups]
+        mapping.check_used([*blocks, *((o.module, o.type) for r in fused.regions for o in r.origins)])
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
         self.consts: dict[str, Const] = {}
@@ -285,9 +293,7 @@ class _Planner:
                     shape, dtype = self.captured.shape_of(node), node.meta["val"].dtype
                     self._value(self.named[node], shape, None, reason, dtype=dtype)
         body = build_island(self.captured, nodes, reads, outputs)
-        origins = tuple(
-            Origin(o.module, o.type, o.aten, o.line, reason) for region, reason in pending for o in region.origins
-        )
+        origins = tuple(replace(o, reason=reason) for region, reason in pending for o in region.origins)
         names = tuple(self.named[n] for n in outputs)
         self.ops.append(Op(Kind.FLOAT, tuple(sources.values()), names, body=body, origins=origins))
 

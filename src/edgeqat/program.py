@@ -163,6 +163,7 @@ class Origin:
         aten: The ATen op.
         line: Source line as "file.py:12", "" where unknown.
         reason: Why it is float; "" for an op that runs in integers.
+        group: The block of a fusion pattern that it belongs to, as `se (squeeze-excite)`; "" for none.
     """
 
     module: str
@@ -170,6 +171,7 @@ class Origin:
     aten: str
     line: str
     reason: str = ""
+    group: str = ""
 
     def describe(self) -> str:
         """`layer1.0.conv1 (Conv2d)`, or the op's own name where no module holds it."""

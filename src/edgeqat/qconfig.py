@@ -153,6 +153,15 @@ class QConfigMapping:
                 return qconfig
         return self._types.get(type_name, self._global)
 
+    def names_inside(self, block: str, module: str) -> bool:
+        """Whether a rule names `module`, or what holds it, and neither the module `block` nor what holds that."""
+        path = module
+        while path and path != block and not block.startswith(f"{path}."):
+            if path in self._names:
+                return True
+            path = path.rpartition(".")[0]
+        return False
+
     def check_used(self, modules: Sequence[tuple[str, str]]) -> None:
         """Checks that every rule matches one of the modules, given as (dotted name, class name).
 

@@ -11,7 +11,21 @@ from torch import Tensor, fx
 from edgeqat.op_attrs import Attrs
 from edgeqat.program import Kind
 
-__all__ = ["Form", "arguments", "is_float32", "is_tensor", "op_name", "parameter_name", "per_dim", "shape_of"]
+__all__ = [
+    "USER_OP",
+    "Form",
+    "arguments",
+    "is_float32",
+    "is_tensor",
+    "op_name",
+    "parameter_name",
+    "per_dim",
+    "shape_of",
+    "user_op",
+]
+
+USER_OP = "edgeqat_user_op"
+"""Key of a node's `meta` for what `user_op` returns; a rewriting copies `meta` from the node that it replaces."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,12 @@ def shape_of(node: fx.Node) -> torch.Size:
     """A tensor node's shape; sizes that depend on the batch are symbols."""
     shape: torch.Size = node.meta["val"].shape
     return shape
+
+
+def user_op(node: fx.Node) -> tuple[str, str]:
+    """(identity, ATen name) of the op of the user's that a compute node is, or is part of since it was rewritten."""
+    found: tuple[str, str] = node.meta[USER_OP]
+    return found
 
 
 def parameter_name(item: Any) -> str | None:

@@ -3,8 +3,9 @@
     conv | transposed conv | linear  [+ batch norm]  [+ relu | relu6]
     add | mul | concat                               [+ relu | relu6]
 
-The batch norm is folded into the weights (`fold_bn`), the activation becomes the clamp of the output's grid. A
-node joins a region only if nobody else reads what it would hide; otherwise the refusal says who does.
+as the table `BUILT_IN` of `patterns` says. The batch norm is folded into the weights (`fold_bn`), the activation
+becomes the clamp of the output's grid. A node joins a region only if nobody else reads what it would hide; otherwise
+the refusal says who does. The regions of a block that a user's pattern matches become a group (`groups`).
 """
 
 from __future__ import annotations
@@ -15,30 +16,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat.errors import PlanError
 from edgeqat.graph.capture import CapturedGraph
 from edgeqat.graph.form import parameter_name
 from edgeqat.graph.forms import Form, activation_of, form_of
+from edgeqat.graph.groups import Block, Group, find_blocks, is_compute
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.graph.opaque import OPAQUE_REASON, is_opaque
-from edgeqat.op_attrs import AddAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LinearAttrs, MulAttrs
-from edgeqat.program import WEIGHTED, Kind, Origin
+from edgeqat.graph.patterns import Fusion, Refusal, bare_op, built_in_after, lists_of, patterns_of
+from edgeqat.op_attrs import LookupAttrs
+from edgeqat.program import Kind, Origin
 
 __all__ = ["FusedGraph", "Refusal", "Region", "fuse"]
-
-ACTIVATED = (ConvAttrs, ConvTransposeAttrs, LinearAttrs, AddAttrs, MulAttrs, ConcatAttrs)
-"""Attributes of the ops whose result a ReLU can clamp."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Something that was not fused, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +46,7 @@ class Region:
         reason: Why there is no integer form.
         origins: Of each node.
         identity: True for dropout: nothing in eval mode, so only simulation keeps it.
+        group: The block of a user's pattern that it belongs to.
     """
 
     name: str
@@ -64,6 +57,7 @@ class Region:
     reason: str
     origins: tuple[Origin, ...]
     identity: bool = False
+    group: Group | None = None
 
     @property
     def anchor(self) -> fx.Node:
@@ -88,23 +82,33 @@ class FusedGraph:
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedGraph:
         return self  # nothing changes it
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The blocks of the user's patterns."""
+        return tuple(dict.fromkeys(r.group for r in self.regions if r.group is not None))
+
     def folded(self) -> list[str]:
         """Dotted names of the batch norms that a region can fold."""
         return [str(r.batch_norm.target) for r in self.regions if r.batch_norm is not None]
 
 
-def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> FusedGraph:
+def fuse(
+    captured: CapturedGraph, fusions: Sequence[Fusion] = (), refusals_so_far: Sequence[Refusal] = ()
+) -> FusedGraph:
     """Partitions a captured graph into regions.
 
     Args:
         captured: The graph.
-        fusions: Lists of module names that must end up in one region, as in torch's `fuse_modules`. The built-in
-            patterns are applied with or without them; a list that they do not cover is an error that says why.
+        fusions: Patterns, whose blocks become groups of regions; and lists of module names that must end up in one
+            region, as in torch's `fuse_modules`. The built-in patterns are applied with or without them; a list that
+            they do not cover is an error that says why.
+        refusals_so_far: What was refused before capture.
 
     Raises:
-        PlanError: A list names a module that is not in the graph, or that cannot be fused.
+        PlanError: A list names a module that is not in the graph, or that cannot be fused; a pattern matches nothing.
     """
-    refusals: list[Refusal] = []
+    lists = lists_of(fusions)
+    refusals = list(refusals_so_far)
     taken: set[fx.Node] = set()
     regions: list[Region] = []
     names = _Names(captured.signature.inputs)
@@ -114,16 +118,36 @@ def fuse(captured: CapturedGraph, fusions: Sequence[Sequence[str]] = ()) -> Fuse
         if node.op == "get_attr":
             readers[str(node.target)] += len(node.users)
     for node in position:
-        if node in taken or not _is_compute(node):
+        if node in taken or not is_compute(node):
             continue
         region = _grow(captured, node, position, readers, refusals, names)
         taken.update(region.nodes)
         regions.append(region)
     regions.sort(key=lambda r: position[r.nodes[-1]])
+    blocks, refused = find_blocks(captured, patterns_of(fusions))
+    refusals += refused
+    regions = _grouped(regions, blocks, refusals)
     fused = FusedGraph(captured, tuple(regions), tuple(dict.fromkeys(refusals)))
-    for group in fusions:
-        _require(fused, list(group))
+    for names_of_one in lists:
+        _require(fused, names_of_one)
     return fused
+
+
+def _grouped(regions: Sequence[Region], blocks: Sequence[Block], refusals: list[Refusal]) -> list[Region]:
+    """The regions, those of each block with their group; a region that holds any op of a block belongs to it."""
+    grouped = list(regions)
+    index = {node: i for i, region in enumerate(grouped) for node in region.nodes}
+    for block in blocks:
+        group, found = block.group, sorted({index[node] for node in block.nodes})
+        taken = next((other for i in found if (other := grouped[i].group) is not None), None)
+        if taken is not None:
+            reason = f"not grouped as {group.pattern}: some of its ops belong to {taken.describe()}"
+            refusals.append(Refusal(group.name, reason))
+            continue
+        for i in found:
+            origins = tuple(replace(origin, group=group.describe()) for origin in grouped[i].origins)
+            grouped[i] = replace(grouped[i], origins=origins, group=group)
+    return grouped
 
 
 class _Names:
@@ -143,14 +167,6 @@ class _Names:
         return name
 
 
-def _is_compute(node: fx.Node) -> bool:
-    """Whether a node makes tensors. Sizes and other numbers are computed where they are used."""
-    if node.op == "call_module":
-        return True
-    value = node.meta.get("val")
-    return node.op == "call_function" and (isinstance(value, (Tensor, tuple, list)))
-
-
 def _grow(
     captured: CapturedGraph,
     node: fx.Node,
@@ -160,7 +176,7 @@ def _grow(
     names: _Names,
 ) -> Region:
     origin = captured.origins[node.name]
-    op = origin.aten.removeprefix("aten.").split(".")[0].strip("_")
+    op = bare_op(origin.aten)
     # A library module (Conv2d) lends its name to what it computes; in a user's module the op is named too. So is the
     # padding that a conv with padding_mode="reflect" does before it.
     known = hasattr(nn, origin.type) and origin.module and not (op == "pad" and origin.type.startswith("Conv"))
@@ -183,14 +199,17 @@ def _grow(
         reason = f"{activation_of(node)} is not fused: {_why_alone(node)}" if activation_of(node) else form
         return Region(name, (node,), None, None, None, reason, (origin,))
     nodes, batch_norm, activation = [node], None, None
-    if form.kind in WEIGHTED:
+    chain = [] if isinstance(form.attrs, LookupAttrs) else [op]  # an addition of a number is a table
+    if "batch_norm" in built_in_after(*chain):
         batch_norm = _foldable_batch_norm(captured, name, node, form, readers, refusals)
         nodes += [batch_norm] if batch_norm is not None else []
-    if isinstance(form.attrs, ACTIVATED):
+        chain += ["batch_norm"] if batch_norm is not None else []
+    if "relu" in built_in_after(*chain):
         activation = _fusable_activation(name, nodes[-1], refusals)
         if activation is not None:
             nodes.append(activation)
-            form = replace(form, attrs=replace(form.attrs, activation=activation_of(activation)))
+            attrs: Any = form.attrs  # of those that have an activation
+            form = replace(form, attrs=replace(attrs, activation=activation_of(activation)))
     origins = tuple(captured.origins[n.name] for n in nodes)
     return Region(name, tuple(nodes), form, batch_norm, activation, "", origins)
 

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeqat.graph.form import arguments, is_float32, is_tensor, shape_of
+from edgeqat.graph.form import USER_OP, arguments, is_float32, is_tensor, shape_of
 from edgeqat.program import Origin
 
 __all__ = ["normalize", "scale_of_norm"]
@@ -39,6 +39,9 @@ WEIGHTED = frozenset({*CONVS.values(), aten.conv1d.padding, aten.conv2d.padding,
 
 def normalize(graph: fx.Graph, root: nn.Module, origins: dict[str, Origin]) -> None:
     """Rewrites `graph` in place; `origins` gets an entry for each new node, `root` the weights of ones."""
+    for node in graph.nodes:
+        if node.name in origins:
+            node.meta[USER_OP] = (node.name, origins[node.name].aten)
     for node in list(graph.nodes):
         rule = RULES.get(node.target) if node.op == "call_function" else None
         if rule is not None:

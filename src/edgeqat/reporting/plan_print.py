@@ -22,11 +22,18 @@ COLUMNS = {
     "weight": "grid_weight",
     "out": "grid_out",
     "fused with": "fused",
+    "block": "group",
     "why": "reason",
 }
 """Heads, and where the cells come from."""
 
-LEFT_OUT = ((), ("weight",), ("weight", "in", "out"), ("weight", "in", "out", "fused with"))
+LEFT_OUT = (
+    (),
+    ("weight",),
+    ("weight", "in", "out"),
+    ("weight", "in", "out", "fused with"),
+    ("weight", "in", "out", "fused with", "block"),
+)
 """What a narrow terminal does without: first what is the same for all ops, last what a line below can say."""
 
 WHY_COLUMNS = 32
@@ -34,10 +41,18 @@ WHY_COLUMNS = 32
 
 
 def print_plan(planned: Plan, console: Console) -> None:
-    """Prints each op and why it runs as it does, what was not fused, and the totals."""
+    """Prints each op and why it runs as it does, the blocks, what was not fused, and the totals."""
     rows = [[str(getattr(row, field)) for field in COLUMNS.values()] for row in planned.rows()]
-    left_out = next((names for names in LEFT_OUT if fits(_table(rows, names, WHY_COLUMNS), console)), LEFT_OUT[-1])
+    blocks: dict[str, list[str]] = {}
+    for row in planned.rows():
+        if row.group:
+            blocks.setdefault(row.group, []).append(row.op)
+    choices = LEFT_OUT if blocks else [(*names, "block") for names in LEFT_OUT[:-1]]
+    left_out = next((names for names in choices if fits(_table(rows, names, WHY_COLUMNS), console)), choices[-1])
     console.print(_table(rows, left_out))
+    left_out = tuple(name for name in left_out if name != "block" or blocks)
+    for name, ops in blocks.items():
+        console.print(f"block  {name}: {', '.join(dict.fromkeys(ops))}", markup=False)
     for refusal in planned.refusals:
         console.print(f"not fused  {refusal.name}: {refusal.reason}", markup=False)
     integer = sum(row.runs == "INT8" for row in planned.rows())

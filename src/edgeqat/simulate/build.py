@@ -17,6 +17,8 @@ from edgeqat.graph.form import is_tensor
 from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.normalize import scale_of_norm
+from edgeqat.graph.patterns import Fusion
+from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.lookup import fixed_grid
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.planning import Plan, plan_graph
@@ -43,7 +45,7 @@ def prepare(
     example_inputs: Batch,
     target: str | Sequence[str] = "onnxruntime",
     qconfig_mapping: Any = None,
-    fusions: Sequence[Sequence[str]] = (),
+    fusions: Sequence[Fusion] = (),
     *,
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
@@ -56,7 +58,8 @@ def prepare(
         example_inputs: A tensor, tuple (positional) or dict (keyword) of inputs; dimension 0 is the batch.
         target: The runtime, or several that one plan must satisfy.
         qconfig_mapping: QConfigMapping or QConfig, ours or torch.ao's; None for the target's default.
-        fusions: Lists of module names that must become one region.
+        fusions: FusionPatterns, each of whose blocks is quantized as one or replaced before capture; and lists of
+            module names that must become one region.
         batch_norm: "fold": each batch norm is folded into the weights before it now, and is gone. "live": it stays
             and is trained, behind the quantized raw weights; `convert` folds it into their scales per channel.
         opaque: Submodules kept in float as a whole, by dotted name or by class name: ones that torch.export cannot
@@ -72,7 +75,8 @@ def prepare(
         CaptureError: torch.export cannot export the model.
         PlanError: The settings cannot be satisfied.
     """
-    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions)
+    model, refused = replace_blocks(model, example_inputs, fusions)
+    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions, refused)
     sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))
     return sim.train(model.training)
 

@@ -195,7 +195,7 @@ class SimulatedModel(nn.Module):
 
         A batch norm that was folded stands behind its conv again, with the statistics that it had, and the weights
         before it are divided by its gain: in eval mode the model computes what this simulation computes in float,
-        up to float32 rounding. Grids are left behind.
+        up to float32 rounding. Grids are left behind. What a FusionPattern replaced before capture stays replaced.
 
         Returns:
             A new module on the device of the simulation's parameters, in the mode the original had.
@@ -212,7 +212,8 @@ class SimulatedModel(nn.Module):
             value = self.plan.program.values[op.name]
             grid = "float" if value.grid is None else owners[id(value.grid)].extra_repr()
             fused = " + ".join(o.describe() for o in op.origins)
-            lines.append(f"  ({op.name}): {op.kind.value} [{fused}] -> {grid}")
+            group = next((f" in {o.group}" for o in op.origins if o.group), "")
+            lines.append(f"  ({op.name}): {op.kind.value} [{fused}]{group} -> {grid}")
         for origin in self.plan.program.float_origins():
             lines.append(f"  ({origin.describe()}): float, {origin.reason}")
         return "\n".join(lines)
