@@ -12,7 +12,7 @@ import torch
 import edgeqat as eq
 from edgeqat.data.batches import Batches
 from edgeqat.data.dataset import Dataset
-from edgeqat.factory import build_mapping, build_model
+from edgeqat.factory import build_fusions, build_mapping, build_model
 from edgeqat.machine import describe_machine
 from edgeqat.pipeline import load_data
 from edgeqat.recipe import Recipe, load_recipe
@@ -40,7 +40,7 @@ def open_run(folder: Path) -> OpenedRun:
     data = load_data(recipe)
     model = build_model(recipe.model, 0).eval()
     example, _ = next(iter(Batches(data.calibration, batch_size=2, mean=data.mean, std=data.std)))
-    sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), recipe.quantize.fusions)
+    sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), build_fusions(recipe.quantize))
     sim.load_state_dict(safetensors.torch.load_file(folder / "checkpoints" / "qat.safetensors"))
     places = sorted((folder / "artifacts" / "qat").iterdir())
     return OpenedRun(folder, recipe, data, sim, {place.name: eq.load_artifact(place) for place in places})

@@ -1,4 +1,4 @@
-"""The user's own code, named in a recipe as `module:callable` or `file.py:callable`."""
+"""The user's own code, named in a recipe as `module:callable` or `file.py:callable`, and other objects of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeqat.errors import ModelError
 
-__all__ = ["USER_ERRORS", "resolve_callable"]
+__all__ = ["USER_ERRORS", "resolve_callable", "resolve_object"]
 
 USER_ERRORS = (Exception, SystemExit)
 """What the user's own code may raise: anything, and sys.exit would end a run without a word. Ctrl-C goes through."""
@@ -26,18 +26,33 @@ def resolve_callable(target: str, what: str) -> Callable[..., Any]:
     Raises:
         ModelError: It cannot be imported, or is not callable.
     """
+    found = resolve_object(target, what, "callable")
+    if not callable(found):
+        place, _, name = target.rpartition(":")
+        raise ModelError(f"{what}: {place} has no callable {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def resolve_object(target: str, what: str, kind: str) -> Any:
+    """The object that `module:object` or `file.py:object` names; None where its module has none of that name.
+
+    Args:
+        target: The name.
+        what: The recipe key it comes from, for messages.
+        kind: What is wanted, for messages.
+
+    Raises:
+        ModelError: Its module cannot be imported.
+    """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
-        raise ModelError(f"{what}: found {target!r}, wanted module:callable or file.py:callable")
+        raise ModelError(f"{what}: found {target!r}, wanted module:{kind} or file.py:{kind}")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except USER_ERRORS as error:
         # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
         raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ModelError(f"{what}: {place} has no callable {name!r}")
-    return found  # type: ignore[no-any-return]
+    return getattr(module, name, None)
 
 
 def _import_file(path: Path) -> Any:

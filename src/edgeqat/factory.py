@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeqat.callables import USER_ERRORS, resolve_callable
+from edgeqat.callables import USER_ERRORS, resolve_callable, resolve_object
 from edgeqat.errors import InputError, ModelError, RecipeError
+from edgeqat.graph.patterns import Fusion, FusionPattern
 from edgeqat.metrics import Metric, resolve_metric
 from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
 from edgeqat.recipe import ModelSection, Override, QuantizeSection
 from edgeqat.train.checkpoint import load_weights
 from edgeqat.train.losses import Loss, resolve_loss
 
-__all__ = ["build_loss", "build_mapping", "build_metric", "build_model"]
+__all__ = ["build_fusions", "build_loss", "build_mapping", "build_metric", "build_model"]
 
 
 def build_model(section: ModelSection, seed: int) -> nn.Module:
@@ -68,6 +69,26 @@ def build_metric(name: str) -> Metric:
         raise  # it names the key already
     except InputError as error:
         raise RecipeError(f"task.metric: {error}") from error
+
+
+def build_fusions(section: QuantizeSection) -> list[Fusion]:
+    """The fusions of a recipe: lists of module names as they are, and the FusionPatterns that it names.
+
+    Raises:
+        ModelError: The module of a pattern cannot be imported.
+        RecipeError: What is named is no FusionPattern.
+    """
+    fusions: list[Fusion] = []
+    for fusion in section.fusions:
+        if isinstance(fusion, str):
+            found = resolve_object(fusion, "quantize.fusions", "pattern")
+            if not isinstance(found, FusionPattern):
+                kind = "nothing of that name" if found is None else f"a {type(found).__name__}"
+                raise RecipeError(f"quantize.fusions: {fusion} is {kind}, wanted a FusionPattern")
+            fusions.append(found)
+        else:
+            fusions.append(fusion)
+    return fusions
 
 
 def build_mapping(section: QuantizeSection) -> QConfigMapping:

@@ -25,7 +25,7 @@ from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
-from edgeqat.factory import build_loss, build_mapping, build_model
+from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
@@ -136,7 +136,8 @@ def plan_recipe(recipe: Recipe) -> Plan:
 def _planned(recipe: Recipe, model: nn.Module, example: Batch) -> Plan:
     quantize = recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
-    return plan(model, example, recipe.export, mapping, quantize.fusions, batch_norm=mode, opaque=quantize.opaque)
+    fusions, opaque = build_fusions(quantize), quantize.opaque
+    return plan(model, example, recipe.export, mapping, fusions, batch_norm=mode, opaque=opaque)
 
 
 def load_data(recipe: Recipe) -> Dataset:

@@ -121,8 +121,17 @@ class QuantizeSection(_Section):
     activations: ActivationsSection = ActivationsSection()
     overrides: list[Override] = []
     batch_norm: Literal["fold", "live", "frozen"] = "fold"
-    fusions: list[list[str]] = []
     opaque: list[str] = []
+    fusions: list[list[str] | str] = []
+
+    @field_validator("fusions", mode="before")
+    @classmethod
+    def _lists_and_names(cls, fusions: Any) -> Any:
+        for fusion in fusions if isinstance(fusions, list) else ():
+            is_list = isinstance(fusion, list) and all(isinstance(name, str) for name in fusion)
+            if not is_list and not (isinstance(fusion, str) and is_callable_name(fusion)):
+                raise ValueError("each wants to be a list of module names, or module:pattern or file.py:pattern")
+        return fusions
 
     @property
     def in_training(self) -> str:
@@ -297,6 +306,10 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
             model["factory"] = _absolute_file(factory, base)
     if isinstance(source, dict) and isinstance(source.get("source"), str):
         source["source"] = _absolute_source(source["source"], base)
+    quantize = data.get("quantize")
+    if isinstance(quantize, dict) and isinstance(quantize.get("fusions"), list):
+        fusions = quantize["fusions"]
+        quantize["fusions"] = [_absolute_file(f, base) if isinstance(f, str) else f for f in fusions]
     task = data.get("task")
     if isinstance(task, dict):
         for key in ("loss", "metric"):

@@ -50,9 +50,9 @@ def print_plan(planned: Plan, console: Console) -> None:
     choices = LEFT_OUT if blocks else [(*names, "block") for names in LEFT_OUT[:-1]]
     left_out = next((names for names in choices if fits(_table(rows, names, WHY_COLUMNS), console)), choices[-1])
     console.print(_table(rows, left_out))
-    left_out = tuple(name for name in left_out if name != "block" or blocks)
-    for name, ops in blocks.items():
+    for name, ops in blocks.items() if "block" in left_out else ():
         console.print(f"block  {name}: {', '.join(dict.fromkeys(ops))}", markup=False)
+    left_out = tuple(name for name in left_out if name != "block")
     for refusal in planned.refusals:
         console.print(f"not fused  {refusal.name}: {refusal.reason}", markup=False)
     integer = sum(row.runs == "INT8" for row in planned.rows())
