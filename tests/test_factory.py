@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from edgeqat.errors import ModelError, PlanError, RecipeError
-from edgeqat.factory import build_loss, build_mapping, build_model
+from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
+from edgeqat.graph.patterns import FusionPattern
+from edgeqat.planning import plan
 from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
 from edgeqat.recipe import ModelSection, QuantizeSection
 
@@ -21,7 +23,21 @@ CODE = """
 import torch
 from torch import nn
 
+from edgeqat import FusionPattern
+
 number = 3
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc(x))
+
+def gated():
+    return nn.Sequential(Gate(), nn.Linear(2, 1))
+
+gate = FusionPattern("gate", modules=Gate)
 
 def make(width=4):
     return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1))
@@ -308,3 +324,28 @@ def test_overrides_become_a_mapping_with_its_precedence() -> None:
 def test_settings_that_are_not_available_are_refused() -> None:
     with pytest.raises(PlanError, match=r"found the regex '\(', which is not one"):
         build_mapping(QuantizeSection.model_validate({"overrides": [{"regex": "(", "quantize": False}]}))
+
+
+def test_fusions_are_lists_of_names_and_patterns_of_the_model_s_own_file(code: Path) -> None:
+    model = build_model(of(f"{code}:gated"), seed=0)
+    section = QuantizeSection(fusions=[["0.fc"], f"{code}:gate"])
+    fusions = build_fusions(section)
+    assert fusions[0] == ["0.fc"]
+    assert isinstance(fusions[1], FusionPattern)
+    planned = plan(model, torch.zeros(2, 2), fusions=fusions)
+    assert [row.kind for row in planned.rows() if row.group == "0 (gate)"] == ["linear", "lookup", "mul"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", "found nothing as "),
+        ("number", "found int as "),
+    ],
+)
+def test_what_is_no_pattern_is_refused(code: Path, name: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build_fusions(QuantizeSection(fusions=[f"{code}:{name}"]))
+    assert str(caught.value) == f"quantize.fusions: {words}{code}:{name}, wanted a FusionPattern"
+    with pytest.raises(ModelError, match="quantize.fusions: cannot import no.such.module"):
+        build_fusions(QuantizeSection(fusions=["no.such.module:pattern"]))

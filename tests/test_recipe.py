@@ -121,6 +121,9 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
         ("train: {reestimate_batches: 2}", "train.reestimate_batches wants quantize.batch_norm: live or frozen"),
         ("quantize: {overrides: [{quantize: false}]}", "wanted exactly one of module, regex, type"),
         ("quantize: {overrides: [{module: a, type: b}]}", "found ['module', 'type'], wanted exactly one"),
+        ("quantize: {fusions: [conv1]}", "quantize.fusions: found ['conv1']: each wants to be a list of module names"),
+        ("quantize: {fusions: [[a, 1]]}", "quantize.fusions: found [['a', 1]]: each wants to be a list"),
+        ("quantize: {fusions: 'net.py:p'}", "quantize.fusions: found 'net.py:p': input should be a valid list"),
         ("export: []", "export: found []: list should have at least 1 item"),
         ("export: onnxruntime", "export: found 'onnxruntime': input should be a valid list"),
         ("data: {mean: [.nan]}", "data.mean.0: found nan: input should be a finite number"),
@@ -264,6 +267,7 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_set_to_the_working_dire
     text = (
         "model: {factory: 'net.py:make', weights: w/a.safetensors}\n"
         "data: {source: images}\ntask: {loss: ../loss.py:loss, metric: top1}\n"
+        "quantize: {fusions: [[a, b], 'net.py:pattern', 'my.net:pattern']}\n"
     )
     recipe = load_recipe(write(there, text))
     assert recipe.model.factory == f"{there}/net.py:make"
@@ -271,6 +275,7 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_set_to_the_working_dire
     assert recipe.data.source == f"{there}/images"
     assert recipe.task.loss == f"{tmp_path}/loss.py:loss"
     assert recipe.task.metric == "top1"
+    assert recipe.quantize.fusions == [["a", "b"], f"{there}/net.py:pattern", "my.net:pattern"]
 
     settings = ["model.factory=net.py:other", "model.weights=b.pt", "data.source=./pictures"]
     changed = load_recipe(write(there, text), settings)
@@ -395,8 +400,10 @@ recipes = st.fixed_dictionaries(
             optional={
                 "activations": activations,
                 "overrides": st.lists(overrides, max_size=2),
-                "fusions": st.lists(st.lists(names, max_size=2), max_size=2),
                 "opaque": st.lists(names, max_size=2),
+                "fusions": st.lists(
+                    st.lists(names, max_size=2) | st.sampled_from(["/my.py:pattern", "my.net:pattern"]), max_size=2
+                ),
             },
         ),
         "train": st.none() | st.fixed_dictionaries({}, optional={"float_lr": rates, "seed": st.integers(0, 2**63)}),

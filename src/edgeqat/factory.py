@@ -25,7 +25,7 @@ def build_model(section: ModelSection, seed: int) -> nn.Module:
     Raises:
         ModelError: The factory cannot be imported, fails or returns no module, or the weights do not fit.
     """
-    factory = resolve_callable(section.factory, "model.factory")
+    factory = resolve_callable(section.factory, "model.factory", keep=True)
     torch.manual_seed(seed)
     try:
         model = factory(**section.args)
@@ -83,8 +83,8 @@ def build_fusions(section: QuantizeSection) -> list[Fusion]:
         if isinstance(fusion, str):
             found = resolve_object(fusion, "quantize.fusions", "pattern")
             if not isinstance(found, FusionPattern):
-                kind = "nothing of that name" if found is None else f"a {type(found).__name__}"
-                raise RecipeError(f"quantize.fusions: {fusion} is {kind}, wanted a FusionPattern")
+                kind = "nothing" if found is None else type(found).__name__
+                raise RecipeError(f"quantize.fusions: found {kind} as {fusion}, wanted a FusionPattern")
             fusions.append(found)
         else:
             fusions.append(fusion)

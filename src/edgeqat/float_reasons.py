@@ -16,6 +16,9 @@ from edgeqat.target_rules import Target
 
 __all__ = ["FloatReasons"]
 
+MOVES = frozenset({Kind.PAD, Kind.VIEW, Kind.PERMUTE, Kind.SLICE})
+"""Kinds that a float input may go through before what has weights brings it into the integers."""
+
 
 class FloatReasons:
     """Answers for the regions of one graph, under one mapping and one list of targets."""
@@ -24,15 +27,16 @@ class FloatReasons:
         self._fused, self._mapping, self._rules = fused, mapping, rules
         self._region_of: dict[fx.Node, Region] = {node: r for r in fused.regions for node in r.nodes}
         self._of_group: dict[Group, str] = {}
+        self._behind: dict[Region, list[Region]] = {}
         while self._leave_a_group_in_float():  # one may be the reason for another: they share a batch norm
             continue
 
     def qconfig_of(self, region: Region) -> QConfig | None:
-        """The settings of a region; padding for convs alone is on the grid that the first of them asks for.
+        """The settings of a region; what is moved for weighted ops alone is on the grid that the first of them asks for.
 
         Those of a block are its module's, but for a rule that names a module inside it.
         """
-        readers = self._convs_padded_by(region)
+        readers = self._weighted_behind(region)
         region = readers[0] if readers else region
         origin, group = region.origins[0], region.group
         if group is not None and not self._mapping.names_inside(group.module, origin.module):
@@ -46,13 +50,13 @@ class FloatReasons:
     def brings_in(self, region: Region) -> bool:
         """Whether a region's float input becomes integers before it, not after.
 
-        So it is for what has weights, for a block, which has no float op inside, and for padding for convs. Padding
-        then only moves the integers of what it pads, and the values behind it stay exact.
+        So it is for what has weights, for a block, which has no float op inside, and for what is padded, cut or turned
+        for these alone: quantizing first is quicker, and comes to the same.
         """
         if region.form is not None and region.group is not None:
             return True
         weighted = region.form is not None and region.form.kind in WEIGHTED
-        return weighted or bool(self._convs_padded_by(region))
+        return weighted or bool(self._weighted_behind(region))
 
     def _of_its_group(self, region: Region) -> str:
         return "" if region.group is None else self._of_group.get(region.group, "")
@@ -66,6 +70,7 @@ class FloatReasons:
             reason = self._own(region) or self._of_norm(region)
             if reason:
                 whole = f"its block {group.describe()} stays in float as a whole"
+                self._behind.clear()
                 self._of_group[group] = f"{whole}, because of {region.name}: {reason}"
                 return True
         return False
@@ -110,10 +115,25 @@ class FloatReasons:
                 return f"its {norm} also follows {other.name}, which stays in float"
         return ""
 
-    def _convs_padded_by(self, region: Region) -> list[Region]:
-        """The convs that read what a region pads; none if anything else reads it, or if one of them stays in float."""
-        if region.form is None or region.form.kind is not Kind.PAD:
+    def _weighted_behind(self, region: Region) -> list[Region]:
+        """What has weights and reads what a region moves, perhaps moved on.
+
+        None if anything else reads it, or if one of them stays in float.
+        """
+        if region not in self._behind:
+            self._behind[region] = self._find_weighted_behind(region)
+        return self._behind[region]
+
+    def _find_weighted_behind(self, region: Region) -> list[Region]:
+        if region.form is None or region.form.kind not in MOVES:
             return []
-        readers = [self._region_of.get(user) for user in region.outputs[0].users]
-        convs = [r for r in readers if r is not None and r.form is not None and r.form.kind is Kind.CONV]
-        return convs if len(convs) == len(readers) and not any(self.of(conv) for conv in convs) else []
+        found: list[Region] = []
+        for user in region.outputs[0].users:
+            reader = self._region_of.get(user)
+            if reader is None or reader.form is None or self.of(reader):
+                return []
+            behind = [reader] if reader.form.kind in WEIGHTED else self._weighted_behind(reader)
+            if not behind:
+                return []
+            found += behind
+        return found

@@ -93,9 +93,15 @@ def test_a_block_with_an_op_of_no_integer_form_stays_in_float_as_a_whole() -> No
 
 
 def test_a_target_without_one_kernel_of_a_block_runs_it_in_float_as_a_whole() -> None:
-    planned = eq.plan(network(SqueezeExcite(8)), IMAGE, target="torchscript", fusions=[SQUEEZE])
+    class Up(nn.Sequential):
+        pass
+
+    up = eq.FusionPattern("up", modules=Up)
+    model = network(Up(nn.ConvTranspose2d(8, 8, 2), nn.Conv2d(8, 8, 2)))
+    planned = eq.plan(model, IMAGE, target="torchscript", fusions=[up])
     assert {row.runs for row in planned.rows() if row.group} == {"float"}
-    assert {row.runs for row in eq.plan(network(SqueezeExcite(8)), IMAGE, target="torchscript").rows()} != {"float"}
+    runs = [row.runs for row in eq.plan(model, IMAGE, target="torchscript").rows() if row.kind.startswith("conv")]
+    assert runs.count("float") == 1  # torch has no exact integer transposed conv
 
 
 def test_a_block_behind_float_ops_is_in_integers_from_its_first_op_on() -> None:
@@ -344,3 +350,33 @@ def test_functional_ops_of_one_module_are_told_apart() -> None:
     pattern = eq.FusionPattern("conv-silu", ops=("aten.conv2d", "silu_"))
     found = groups(eq.plan(Functional(), IMAGE, fusions=[pattern]))
     assert {"conv2d (conv-silu)", "conv2d_1 (conv-silu)"} <= set(found)
+
+
+class OneOp(nn.Module):
+    """An op that a ReLU follows."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.op, self.modules_in_front = op, nn.Sequential(*modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.op(self.modules_in_front(x)))
+
+
+@pytest.mark.parametrize(
+    ("op", "modules", "kinds"),
+    [
+        (lambda x: x, [nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)], ["conv_transpose"]),
+        (lambda x: x, [nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)], ["view", "linear"]),
+        (lambda x: x + x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "add"]),
+        (lambda x: x * x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "mul"]),
+        (lambda x: torch.cat([x, x], 1), [nn.Conv2d(3, 3, 1)], ["conv", "concat"]),
+        (lambda x: x + 1.0, [nn.Conv2d(3, 3, 1)], ["conv", "lookup", "clamp"]),
+    ],
+    ids=["conv_transpose-bn-relu", "linear-bn-relu", "add-relu", "mul-relu", "concat-relu", "a table and a clamp"],
+)
+def test_the_built_in_patterns(op: Callable[[Tensor], Tensor], modules: list[nn.Module], kinds: list[str]) -> None:
+    planned = eq.plan(OneOp(op, *modules), IMAGE)
+    moved = ("quantize", "dequantize", "float")  # flip has no integer form
+    assert [o.kind.value for o in planned.program.ops if o.kind.value not in moved] == kinds
+    assert planned.refusals == ()
