@@ -32,7 +32,7 @@ class FloatReasons:
             continue
 
     def qconfig_of(self, region: Region) -> QConfig | None:
-        """The settings of a region; what is moved for weighted ops alone is on the grid that the first of them asks for.
+        """The settings of a region; what is moved for weighted ops alone is on the grid that the first of them wants.
 
         Those of a block are its module's, but for a rule that names a module inside it.
         """
