@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from edgeqat.factory import build_fusions, build_loss, build_mapping, build_mode
 from edgeqat.graph.patterns import FusionPattern
 from edgeqat.planning import plan
 from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
-from edgeqat.recipe import ModelSection, QuantizeSection
+from edgeqat.qconfig_mapping import LayerId
+from edgeqat.recipe import ModelSection
+from edgeqat.recipe_quantize import QuantizeSection
 
 CODE = """
 import torch
@@ -312,13 +315,46 @@ def test_overrides_become_a_mapping_with_its_precedence() -> None:
     )
     mapping = build_mapping(section)
     base = QConfig(ActivationConfig(observer="minmax"), WeightConfig(per_channel=False))
-    assert mapping.lookup("anything", "Linear") == base
-    assert mapping.lookup("fc", "Conv2d") is None
-    assert mapping.lookup("fc.inner", "Linear") is None
-    assert mapping.lookup("layer2", "Conv2d") == QConfig(base.activation, WeightConfig(bits=4))
-    assert mapping.lookup("layer22", "Conv2d") == QConfig(base.activation, WeightConfig(bits=2))
-    assert mapping.lookup("conv", "Conv2d") == QConfig(ActivationConfig(observer="histogram"), base.weight)
-    assert mapping.lookup("layer1.conv", "Conv2d") == QConfig(ActivationConfig(observer="moving_average"), base.weight)
+    assert mapping.lookup(LayerId("anything", "Linear")) == base
+    assert mapping.lookup(LayerId("fc", "Conv2d")) is None
+    assert mapping.lookup(LayerId("fc.inner", "Linear")) is None
+    assert mapping.lookup(LayerId("layer2", "Conv2d")) == QConfig(base.activation, WeightConfig(bits=4))
+    assert mapping.lookup(LayerId("layer22", "Conv2d")) == QConfig(base.activation, WeightConfig(bits=2))
+    assert mapping.lookup(LayerId("conv", "Conv2d")) == QConfig(ActivationConfig(observer="histogram"), base.weight)
+    assert mapping.lookup(LayerId("layer1.conv", "Conv2d")) == QConfig(
+        ActivationConfig(observer="moving_average"), base.weight
+    )
+
+
+def test_every_setting_of_a_qconfig_can_be_written_in_a_recipe() -> None:
+    everything = {
+        "bits": 7,
+        "observer": "percentile",
+        "learned": True,
+        "symmetric": True,
+        "signed": True,
+        "observer_args": {"percentile": 99.9},
+    }
+    weights = {"bits": 7, "per_channel": False, "observer": "mse", "learned": True, "observer_args": {"eps": 1e-6}}
+    assert set(everything) == {field.name for field in dataclasses.fields(ActivationConfig)}
+    assert set(weights) == {field.name for field in dataclasses.fields(WeightConfig)}
+    activation = ActivationConfig(7, "percentile", True, True, True, {"percentile": 99.9})
+    section = QuantizeSection.model_validate(
+        {
+            "activations": {"observer": "mse"},
+            "output": {"observer": "minmax"},
+            "overrides": [
+                {"regex": "body", "type": "add", "index": 1, "output": everything},
+                {"type": "add", "activations": everything, "weights": weights},
+            ],
+        }
+    )
+    mapping = build_mapping(section)
+    base = QConfig(ActivationConfig(observer="mse"), output=ActivationConfig(observer="minmax"))
+    assert mapping.lookup(LayerId("fc", "Linear", "linear")) == base
+    assert mapping.lookup(LayerId("body", "Body", "add", 1)) == QConfig(base.activation, output=activation)
+    expected = QConfig(activation, WeightConfig(7, False, "mse", True, {"eps": 1e-6}), base.output)
+    assert mapping.lookup(LayerId("body", "Body", "add", 0)) == expected
 
 
 def test_settings_that_are_not_available_are_refused() -> None:

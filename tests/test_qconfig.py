@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.ao.quantization import (
     FakeQuantize,
+    FixedQParamsFakeQuantize,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
+    default_fixed_qparams_range_0to1_observer,
     get_default_qat_qconfig,
 )
 from torch.ao.quantization import QConfig as TorchQConfig
@@ -20,7 +22,8 @@ from torch.ao.quantization import QConfigMapping as TorchQConfigMapping
 
 import edgeqat as eq
 from edgeqat.errors import PlanError
-from edgeqat.qconfig import as_mapping, as_qconfig
+from edgeqat.qconfig_mapping import LayerId, as_mapping
+from edgeqat.qconfig_torch import as_qconfig
 from edgeqat.zoo import edge_model
 
 FOUR, FIVE, SIX, SEVEN = (eq.QConfig(weight=eq.WeightConfig(bits=b)) for b in (4, 5, 6, 7))
@@ -34,17 +37,17 @@ def test_a_name_beats_a_regex_beats_a_type_beats_the_global_one() -> None:
         .set_module_name_regex(r"layer1\..*", SIX)
         .set_module_name("layer1.0.conv1", SEVEN)
     )
-    assert mapping.lookup("fc", "Linear") == FOUR
-    assert mapping.lookup("conv1", "Conv2d") == FIVE
-    assert mapping.lookup("layer1.1.conv1", "Conv2d") == SIX
-    assert mapping.lookup("layer1.0.conv1", "Conv2d") == SEVEN
+    assert mapping.lookup(LayerId("fc", "Linear")) == FOUR
+    assert mapping.lookup(LayerId("conv1", "Conv2d")) == FIVE
+    assert mapping.lookup(LayerId("layer1.1.conv1", "Conv2d")) == SIX
+    assert mapping.lookup(LayerId("layer1.0.conv1", "Conv2d")) == SEVEN
 
 
 def test_a_name_covers_all_below_it_and_the_nearest_counts() -> None:
     mapping = eq.QConfigMapping().set_module_name("layer1", None).set_module_name("layer1.0", FIVE)
-    assert mapping.lookup("layer1.1.conv1", "Conv2d") is None
-    assert mapping.lookup("layer1.0.conv1", "Conv2d") == FIVE
-    assert mapping.lookup("layer10.conv", "Conv2d") == eq.QConfig()
+    assert mapping.lookup(LayerId("layer1.1.conv1", "Conv2d")) is None
+    assert mapping.lookup(LayerId("layer1.0.conv1", "Conv2d")) == FIVE
+    assert mapping.lookup(LayerId("layer10.conv", "Conv2d")) == eq.QConfig()
 
 
 def article_qconfig(weight_scheme: torch.qscheme) -> TorchQConfig:
@@ -65,10 +68,10 @@ def test_the_article_s_mapping_is_translated() -> None:
         .set_object_type(nn.Linear, article_qconfig(torch.per_tensor_symmetric))
         .set_module_name("fc", None)
     )
-    conv, linear = mapping.lookup("conv1", "Conv2d"), mapping.lookup("head", "Linear")
+    conv, linear = mapping.lookup(LayerId("conv1", "Conv2d")), mapping.lookup(LayerId("head", "Linear"))
     assert conv == eq.QConfig(eq.ActivationConfig(observer="histogram"), eq.WeightConfig(per_channel=True))
     assert linear == eq.QConfig(eq.ActivationConfig(observer="histogram"), eq.WeightConfig(per_channel=False))
-    assert mapping.lookup("fc", "Linear") is None
+    assert mapping.lookup(LayerId("fc", "Linear")) is None
     planned = eq.plan(edge_model(), torch.zeros(1, 3, 32, 32), qconfig_mapping=mapping)
     assert [o.module for o in planned.program.float_origins()] == ["fc"]
 
@@ -126,6 +129,11 @@ def test_weight_observers_have_names(name: str) -> None:
         (HistogramObserver.with_args(bins=512), "HistogramObserver"),
         (FakeQuantize.with_args(observer=HistogramObserver, quant_min=0, quant_max=255), "HistogramObserver"),
         (lambda: Own(), "<lambda>"),
+        (HistogramObserver.with_args(bins=512).with_args(eps=0.01), "HistogramObserver"),
+        (
+            FixedQParamsFakeQuantize.with_args(observer=default_fixed_qparams_range_0to1_observer),
+            "FixedQParamsObserver",
+        ),
     ],
 )
 def test_an_observer_may_be_what_makes_one(factory: Any, name: str) -> None:
@@ -139,10 +147,11 @@ def test_an_observer_may_be_what_makes_one(factory: Any, name: str) -> None:
     ("factory", "bits"),
     [
         (Own, 4),
-        (HistogramObserver.with_args(bins=512), 8),
-        (MovingAverageMinMaxObserver.with_args(averaging_constant=0.5), 8),
+        (HistogramObserver.with_args(eps=0.01), 8),
+        (default_fixed_qparams_range_0to1_observer, 8),
+        (FixedQParamsFakeQuantize.with_args(observer=default_fixed_qparams_range_0to1_observer), 8),
     ],
-    ids=["own class", "bins", "averaging constant"],
+    ids=["own class", "smallest scale", "fixed grid", "faked fixed grid"],
 )
 def test_what_has_no_name_of_ours_stays_a_factory(factory: Any, bits: int) -> None:
     found = as_qconfig(TorchQConfig(activation=factory, weight=WEIGHT))
@@ -194,10 +203,6 @@ def test_a_class_that_only_shares_its_name_with_torch_s_is_not_taken_for_it() ->
             ),
             "wanted a symmetric one",
         ),
-        (
-            lambda: as_mapping(TorchQConfigMapping().set_module_name_object_type_order("a", nn.Linear, 0, None)),
-            "set_module_name_object_type_order has no counterpart",
-        ),
     ],
     ids=[
         "bits",
@@ -213,7 +218,6 @@ def test_a_class_that_only_shares_its_name_with_torch_s_is_not_taken_for_it() ->
         "regex",
         "placeholder",
         "affine weight",
-        "order",
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(make: object, message: str) -> None:

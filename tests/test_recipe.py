@@ -64,7 +64,13 @@ def test_resolved_recipe_writes_every_default_out() -> None:
     assert written == load_recipe("digits-edge").model_dump()
     assert list(written) == ["model", "data", "task", "quantize", "train", "export", "measure", "gate"]
     assert written["measure"] == {"threads": 1, "batch": 1}
-    assert written["quantize"]["weights"] == {"bits": 8, "per_channel": True, "observer": "minmax", "learned": False}
+    assert written["quantize"]["weights"] == {
+        "bits": 8,
+        "per_channel": True,
+        "observer": "minmax",
+        "learned": False,
+        "observer_args": {},
+    }
 
 
 def test_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
@@ -87,12 +93,16 @@ def test_a_hash_is_of_the_meaning_not_of_the_spelling(tmp_path: Path) -> None:
             "unknown key quantize.weights.bit; did you mean bits?",
         ),
         (
+            "quantize: {overrides: [{module: a, output: {signd: true}}]}",
+            "unknown key quantize.overrides.0.output.signd; did you mean signed?",
+        ),
+        (
             "quantize: {overrides: [{module: a}, {modul: b}]}",
             "unknown key quantize.overrides.1.modul; did you mean module?",
         ),
         ("measure: {zzz: 1}", "unknown key measure.zzz; wanted one of threads, batch"),
     ],
-    ids=["section", "key", "nested key", "key in a list", "nothing near"],
+    ids=["section", "key", "nested key", "key in an override", "key in a list", "nothing near"],
 )
 def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
     assert refusal(tmp_path, text).endswith(words)
@@ -124,6 +134,33 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
         ("quantize: {fusions: [conv1]}", "quantize.fusions: found ['conv1']: each wants to be a list of module names"),
         ("quantize: {fusions: [[a, 1]]}", "quantize.fusions: found [['a', 1]]: each wants to be a list"),
         ("quantize: {fusions: 'net.py:p'}", "quantize.fusions: found 'net.py:p': input should be a valid list"),
+        (
+            "quantize: {overrides: [{regex: a, type: b}]}",
+            "found ['regex', 'type'], wanted exactly one of module, regex, type, or all of regex, type, index",
+        ),
+        ("quantize: {overrides: [{index: 1}]}", "found ['index'], wanted exactly one of"),
+        (
+            "quantize: {overrides: [{module: a}, {type: a}, {module: a, quantize: false}]}",
+            "entries 0 and 2 are both for module: a; keep one",
+        ),
+        (
+            "quantize: {overrides: [{regex: a, type: b, index: 0}, {regex: a, type: b, index: 0}]}",
+            "entries 0 and 1 are both for regex: a, type: b, index: 0; keep one",
+        ),
+        (
+            "quantize: {overrides: [{module: a, quantize: false, output: {}}]}",
+            "found quantize: false and output, wanted one of the two",
+        ),
+        (
+            "quantize: {activations: {observer: percentile, observer_args: {bins: 2}}}",
+            "quantize.activations.observer_args: found {'bins': 2}: found bins=2, but 'percentile' takes percentile "
+            "(above 50 up to 100)",
+        ),
+        (
+            "quantize: {overrides: [{type: a, weights: {observer_args: {eps: true}}}]}",
+            "quantize.overrides.0.weights.observer_args: found {'eps': True}: found eps=True, but 'minmax' takes eps",
+        ),
+        ("quantize: {output: {observer: reuse_input}}", "quantize.output.observer: found 'reuse_input'"),
         ("export: []", "export: found []: list should have at least 1 item"),
         ("export: onnxruntime", "export: found 'onnxruntime': input should be a valid list"),
         ("data: {mean: [.nan]}", "data.mean.0: found nan: input should be a finite number"),
@@ -376,9 +413,15 @@ arguments = st.recursive(
     max_leaves=6,
 )
 observers = st.sampled_from(["minmax", "moving_average", "histogram", "percentile", "mse"])
-activations = st.fixed_dictionaries({}, optional={"bits": bits, "observer": observers})
-overrides = st.fixed_dictionaries(
-    {"regex": texts}, optional={"quantize": st.booleans(), "activations": st.none() | activations}
+activations = st.fixed_dictionaries(
+    {}, optional={"bits": bits, "observer": observers, "symmetric": st.booleans(), "signed": st.booleans()}
+) | st.fixed_dictionaries(
+    {"observer": st.just("percentile")},
+    optional={"observer_args": st.fixed_dictionaries({"percentile": st.floats(50.5, 100) | st.integers(51, 100)})},
+)
+overrides = st.fixed_dictionaries({"regex": texts}, optional={"quantize": st.booleans()}) | st.fixed_dictionaries(
+    {"regex": texts, "type": texts, "index": st.integers(0, 2**31 - 1)},
+    optional={"activations": st.none() | activations, "output": st.none() | activations},
 )
 recipes = st.fixed_dictionaries(
     {},
@@ -399,7 +442,8 @@ recipes = st.fixed_dictionaries(
             {},
             optional={
                 "activations": activations,
-                "overrides": st.lists(overrides, max_size=2),
+                "output": st.none() | activations,
+                "overrides": st.lists(overrides, max_size=2, unique_by=lambda o: (o["regex"], o.get("index"))),
                 "opaque": st.lists(names, max_size=2),
                 "fusions": st.lists(
                     st.lists(names, max_size=2) | st.sampled_from(["/my.py:pattern", "my.net:pattern"]), max_size=2

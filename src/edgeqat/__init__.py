@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from edgeqat.pipeline import run
     from edgeqat.planning import Plan, plan
     from edgeqat.program import QuantizedProgram
-    from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
+    from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
+    from edgeqat.qconfig_mapping import QConfigMapping
     from edgeqat.simulate.build import prepare
     from edgeqat.simulate.freeze import convert
     from edgeqat.simulate.model import SimulatedModel
@@ -96,7 +97,7 @@ _HOMES = {
     "FusionPattern": "graph.patterns",
     "ActivationConfig": "qconfig",
     "QConfig": "qconfig",
-    "QConfigMapping": "qconfig",
+    "QConfigMapping": "qconfig_mapping",
     "WeightConfig": "qconfig",
     "QuantizedProgram": "program",
     "targets": "target_rules",

@@ -73,10 +73,21 @@ def fake_quantize(
     return dequantize(quantize(x, scale, zero_point, qmin, qmax, axis), scale, zero_point, axis)
 
 
-def activation_qparams(low: float, high: float, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+def activation_qparams(
+    low: float, high: float, qmin: int, qmax: int, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
     """Scale and zero_point whose grid covers [low, high] and represents 0 exactly.
 
     A range of zero width (constant zero activations) gets scale 1: any grid represents it.
+
+    Args:
+        low: Lower end of the range.
+        high: Upper end of the range.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+        symmetric: Fix the zero point in the middle, at (qmin + qmax + 1) / 2, and let the larger of |low| and |high|
+            be (qmax - qmin) / 2 steps, as torch.ao does. An upper end that is the larger one is clipped by half a
+            step, which is what rounding costs any value.
 
     Returns:
         scale (float32, 0-d) and zero_point (int32, 0-d).
@@ -86,14 +97,19 @@ def activation_qparams(low: float, high: float, qmin: int, qmax: int) -> tuple[T
 
     >>> activation_qparams(0.0, 5.1, 0, 255)
     (tensor(0.0200), tensor(0, dtype=torch.int32))
+    >>> activation_qparams(-2.55, 1.0, 0, 255, symmetric=True)
+    (tensor(0.0200), tensor(128, dtype=torch.int32))
     """
     bounds = torch.tensor([low, high], dtype=torch.float64)
     if not bool(torch.isfinite(bounds).all()):
         raise InputError(f"found the activation range [{low}, {high}], wanted finite bounds")
     low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        low, high = -max(-low, high), max(-low, high)
     width = (high - low) / (qmax - qmin)
     scale = torch.tensor(max(width, SCALE_FLOOR) if high > low else 1.0, dtype=torch.float64).to(torch.float32)
-    zero_point = round(qmin - low / float(scale))
+    # In the middle, (qmin + qmax) / 2 would lie between two integers: the upper one is torch.ao's.
+    zero_point = (qmin + qmax + 1) // 2 if symmetric else round(qmin - low / float(scale))
     return scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeqat.errors import ModelError
 
-__all__ = ["USER_ERRORS", "resolve_callable", "resolve_object"]
+__all__ = ["USER_ERRORS", "is_callable_name", "resolve_callable", "resolve_object"]
 
 USER_ERRORS = (Exception, SystemExit)
 """What the user's own code may raise: anything, and sys.exit would end a run without a word. Ctrl-C goes through."""
@@ -80,3 +80,14 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def is_callable_name(name: str) -> bool:
+    """Whether a name has the form `module:callable` or `file.py:callable`.
+
+    >>> is_callable_name("my.data:make"), is_callable_name("./data.py:make"), is_callable_name("org/name")
+    (True, True, False)
+    """
+    place, colon, own = name.rpartition(":")
+    in_module = all(part.isidentifier() for part in place.split("."))
+    return bool(colon) and own.isidentifier() and (place.endswith(".py") or in_module)

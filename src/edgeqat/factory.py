@@ -11,8 +11,10 @@ from edgeqat.callables import USER_ERRORS, resolve_callable, resolve_object
 from edgeqat.errors import InputError, ModelError, RecipeError
 from edgeqat.graph.patterns import Fusion, FusionPattern
 from edgeqat.metrics import Metric, resolve_metric
-from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig
-from edgeqat.recipe import ModelSection, Override, QuantizeSection
+from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
+from edgeqat.qconfig_mapping import QConfigMapping
+from edgeqat.recipe import ModelSection
+from edgeqat.recipe_quantize import ActivationsSection, Override, QuantizeSection, WeightsSection
 from edgeqat.train.checkpoint import load_weights
 from edgeqat.train.losses import Loss, resolve_loss
 
@@ -93,12 +95,18 @@ def build_fusions(section: QuantizeSection) -> list[Fusion]:
 
 def build_mapping(section: QuantizeSection) -> QConfigMapping:
     """The QConfigMapping of a recipe's quantize section."""
-    base = QConfig(ActivationConfig(**section.activations.model_dump()), WeightConfig(**section.weights.model_dump()))
+    base = QConfig(
+        _activation(section.activations),
+        _weight(section.weights),
+        None if section.output is None else _activation(section.output),
+    )
     mapping = QConfigMapping().set_global(base)
     for override in section.overrides:
         qconfig = _override(override, base)
         if override.module is not None:
             mapping.set_module_name(override.module, qconfig)
+        elif override.regex is not None and override.type is not None and override.index is not None:
+            mapping.set_module_name_object_type_order(override.regex, override.type, override.index, qconfig)
         elif override.regex is not None:
             mapping.set_module_name_regex(override.regex, qconfig)
         elif override.type is not None:
@@ -109,9 +117,16 @@ def build_mapping(section: QuantizeSection) -> QConfigMapping:
 def _override(override: Override, base: QConfig) -> QConfig | None:
     if not override.quantize:
         return None
-    activation, weight = base.activation, base.weight
-    if override.activations is not None:
-        activation = ActivationConfig(**override.activations.model_dump())
-    if override.weights is not None:
-        weight = WeightConfig(**override.weights.model_dump())
-    return QConfig(activation, weight)
+    return QConfig(
+        base.activation if override.activations is None else _activation(override.activations),
+        base.weight if override.weights is None else _weight(override.weights),
+        base.output if override.output is None else _activation(override.output),
+    )
+
+
+def _activation(section: ActivationsSection) -> ActivationConfig:
+    return ActivationConfig(**section.model_dump())
+
+
+def _weight(section: WeightsSection) -> WeightConfig:
+    return WeightConfig(**section.model_dump())

@@ -9,9 +9,11 @@ from torch import fx
 from edgeqat.graph.form import shape_of
 from edgeqat.graph.fuse import FusedGraph, Region
 from edgeqat.graph.groups import Group
+from edgeqat.graph.layer_ids import layer_ids
 from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, ConvTransposeAttrs
 from edgeqat.program import WEIGHTED, Kind
-from edgeqat.qconfig import QConfig, QConfigMapping
+from edgeqat.qconfig import QConfig
+from edgeqat.qconfig_mapping import LayerId, QConfigMapping
 from edgeqat.target_rules import Target
 
 __all__ = ["FloatReasons"]
@@ -21,10 +23,17 @@ MOVES = frozenset({Kind.PAD, Kind.VIEW, Kind.PERMUTE, Kind.SLICE})
 
 
 class FloatReasons:
-    """Answers for the regions of one graph, under one mapping and one list of targets."""
+    """Answers for the regions of one graph, under one mapping and one list of targets.
+
+    Raises:
+        PlanError: A rule of the mapping matches nothing in the graph.
+    """
 
     def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: Sequence[Target]) -> None:
         self._fused, self._mapping, self._rules = fused, mapping, rules
+        self._layers = layer_ids(fused.captured)
+        blocks = (LayerId(group.module, group.type) for group in fused.groups)
+        mapping.check_used([*blocks, *self._layers.values()])
         self._region_of: dict[fx.Node, Region] = {node: r for r in fused.regions for node in r.nodes}
         self._of_group: dict[Group, str] = {}
         self._behind: dict[Region, list[Region]] = {}
@@ -38,10 +47,10 @@ class FloatReasons:
         """
         readers = self._weighted_behind(region)
         region = readers[0] if readers else region
-        origin, group = region.origins[0], region.group
-        if group is not None and not self._mapping.names_inside(group.module, origin.module):
-            return self._mapping.lookup(group.module, group.type)
-        return self._mapping.lookup(origin.module, origin.type)
+        layer, group = self._layers[region.anchor.name], region.group
+        if group is not None and not self._mapping.names_inside(group.module, layer.module):
+            return self._mapping.lookup(LayerId(group.module, group.type))
+        return self._mapping.lookup(layer)
 
     def of(self, region: Region) -> str:
         """The reason why a region cannot run in integers, "" where only its inputs may still prevent it."""

@@ -27,7 +27,8 @@ from edgeqat.op_attrs import AveragePoolAttrs, ConstantAttrs, ConvAttrs, LinearA
 from edgeqat.plan_table import PlanRow, rows_of
 from edgeqat.program import PASSTHROUGH, Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_plan
-from edgeqat.qconfig import ActivationConfig, QConfig, QConfigMapping, WeightConfig, as_mapping
+from edgeqat.qconfig import REUSE_INPUT, ActivationConfig, QConfig, WeightConfig
+from edgeqat.qconfig_mapping import QConfigMapping, as_mapping
 from edgeqat.signature import Batch
 from edgeqat.target_rules import Target, resolve_targets
 
@@ -146,8 +147,6 @@ class _Planner:
         self.fused, self.rules, self.batch_norm = fused, rules, batch_norm
         self.reasons = FloatReasons(fused, mapping, rules)
         self.captured = fused.captured
-        blocks = [(group.module, group.type) for group in fused.groups]
-        mapping.check_used([*blocks, *((o.module, o.type) for r in fused.regions for o in r.origins)])
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
         self.consts: dict[str, Const] = {}
@@ -223,7 +222,7 @@ class _Planner:
             keeper = next(rule.name for rule in self.rules if rule.pools_keep_grid)
             grid, why = self._grid(inputs[0]), f"{keeper} averages on the grid of {inputs[0]}"
         else:
-            grid = self._new_grid(qconfig)
+            grid = self._new_grid(region.name, qconfig.result)
             why = _why_this_grid(form, qconfig)
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
@@ -258,9 +257,9 @@ class _Planner:
         ends = all(user.op == "output" for user in region.outputs[0].users)
         return ends and all(rule.float_logits for rule in self.rules)
 
-    def _owner(self, grid: Grid | None, inputs: tuple[str, ...], qconfig: QConfig) -> QConfig | None:
-        """Whose settings a value's grid follows: None for a grid that is an input's."""
-        return None if any(grid is self._grid(name) for name in inputs) else qconfig
+    def _owner(self, grid: Grid | None, inputs: tuple[str, ...], qconfig: QConfig) -> ActivationConfig | None:
+        """The settings that a result's grid follows: None for a grid that is an input's."""
+        return None if any(grid is self._grid(name) for name in inputs) else qconfig.result
 
     def _const(self, form: Form, name: str, qconfig: QConfig) -> None:
         known = self.weights.get(name)
@@ -304,8 +303,13 @@ class _Planner:
         value = self.values.get(name)
         return None if value is None else value.grid
 
-    def _new_grid(self, qconfig: QConfig) -> Grid:
-        return Grid(0, 2**qconfig.activation.bits - 1)
+    def _new_grid(self, name: str, config: ActivationConfig) -> Grid:
+        if config.observer == REUSE_INPUT:
+            raise PlanError(
+                f"{name}: found the observer {REUSE_INPUT!r}, which is for ops that only move integers; give it one "
+                "that finds a range"
+            )
+        return Grid(0, 2**config.bits - 1)
 
     def _value(
         self,
@@ -313,12 +317,12 @@ class _Planner:
         shape: tuple[int | str, ...],
         grid: Grid | None,
         why: str,
-        owner: QConfig | None = None,
+        owner: ActivationConfig | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.values[name] = Value(name, shape, grid, why, dtype)
         if grid is not None and owner is not None:
-            self.activations[name] = owner.activation
+            self.activations[name] = owner
 
     def _operand(self, node: fx.Node, qconfig: QConfig) -> str:
         """The name of what an integer op reads: a value, or a parameter or buffer made into one."""
@@ -327,8 +331,8 @@ class _Planner:
         source = str(node.target)
         name = f"{source}:quantized"
         if name not in self.values:
-            grid = self._new_grid(qconfig)
-            self._value(name, self.captured.shape_of(node), grid, f"{source} as an operand", qconfig)
+            grid, shape = self._new_grid(name, qconfig.activation), self.captured.shape_of(node)
+            self._value(name, shape, grid, f"{source} as an operand", qconfig.activation)
             self.consts[name] = Const(source, None, grid)
             self.ops.append(Op(Kind.CONSTANT, (), (name,), ConstantAttrs(source)))
         return name
@@ -343,9 +347,9 @@ class _Planner:
             self._value(
                 twin,
                 value.shape,
-                self._new_grid(qconfig),
-                f"enters the integers, {qconfig.activation.observer_name} range",
-                qconfig,
+                self._new_grid(name, qconfig.activation),
+                f"enters the integers, {qconfig.activation.describe()} range",
+                qconfig.activation,
             )
             self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))
         return twin
@@ -366,8 +370,8 @@ def _why_this_grid(form: Form, qconfig: QConfig) -> str:
     if isinstance(form.attrs, LookupAttrs):
         if FUNCTIONS[form.attrs.function].range is not None:
             return f"table of {form.attrs.function}, whose range is known"
-        return f"table of {form.attrs.function}, {qconfig.activation.observer_name} range"
-    return f"integer kernel, {qconfig.activation.observer_name} range"
+        return f"table of {form.attrs.function}, {qconfig.result.describe()} range"
+    return f"integer kernel, {qconfig.result.describe()} range"
 
 
 def _is_depthwise(form: Form, weight_shape: Sequence[int]) -> bool:
@@ -376,11 +380,10 @@ def _is_depthwise(form: Form, weight_shape: Sequence[int]) -> bool:
 
 
 def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> None:
-    if form.kind not in PASSTHROUGH and qconfig.activation.bits not in rule.activation_bits:
-        wanted = ", ".join(map(str, sorted(rule.activation_bits)))
-        raise PlanError(
-            f"{region.name}: found {qconfig.activation.bits}-bit activations, but {rule.name} takes {wanted} bits"
-        )
+    for config in (qconfig.activation, qconfig.result):
+        if form.kind not in PASSTHROUGH and config.bits not in rule.activation_bits:
+            wanted = ", ".join(map(str, sorted(rule.activation_bits)))
+            raise PlanError(f"{region.name}: found {config.bits}-bit activations, but {rule.name} takes {wanted} bits")
     if form.weight is not None and qconfig.weight.bits not in rule.weight_bits:
         wanted = ", ".join(map(str, sorted(rule.weight_bits)))
         raise PlanError(f"{region.name}: found {qconfig.weight.bits}-bit weights, but {rule.name} takes {wanted} bits")

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
+from edgeqat.recipe_quantize import QuantizeSection, Section
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
 
-__all__ = ["Recipe", "bundled_recipes", "expanded", "is_callable_name", "is_dataset_name", "load_recipe"]
+__all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
 
 
 LARGEST = 2**31 - 1
@@ -35,17 +37,11 @@ BUILT_IN_SOURCES = ("digits", "cifar10")
 """Names of data that win over a folder of the same name."""
 
 
-class _Section(BaseModel):
-    """Unknown keys are refused, types are strict, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The float model."""
 
     factory: str = "edgeqat.zoo:edge_model"
-    args: dict[str, Any] = {"num_classes": 10}
+    args: dict[str, Any] = Field(default={"num_classes": 10})
     weights: str | None = None
 
     @field_validator("args")
@@ -60,7 +56,7 @@ class ModelSection(_Section):
         return args
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The data, and how a batch is made of it."""
 
     source: str = "digits"
@@ -72,74 +68,14 @@ class DataSection(_Section):
     calibration_n: Positive = 512
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """What is minimised, and what is reported."""
 
     loss: str = "cross_entropy"
     metric: str = "top1"
 
 
-class WeightsSection(_Section):
-    """How weights are quantized."""
-
-    bits: Annotated[int, Field(ge=2, le=8)] = 8
-    per_channel: bool = True
-    observer: Literal["minmax", "mse", "percentile"] = "minmax"
-    learned: bool = False
-
-
-class ActivationsSection(_Section):
-    """How activations are quantized."""
-
-    bits: Annotated[int, Field(ge=2, le=8)] = 8
-    observer: Literal["minmax", "moving_average", "histogram", "percentile", "mse"] = "histogram"
-    learned: bool = False
-
-
-class Override(_Section):
-    """Other settings for the modules that one of `module`, `regex` and `type` names."""
-
-    module: str | None = None
-    regex: str | None = None
-    type: str | None = None
-    quantize: bool = True
-    weights: WeightsSection | None = None
-    activations: ActivationsSection | None = None
-
-    @model_validator(mode="after")
-    def _one_selector(self) -> Override:
-        given = [name for name in ("module", "regex", "type") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"found {given or 'no selector'}, wanted exactly one of module, regex, type")
-        return self
-
-
-class QuantizeSection(_Section):
-    """What is quantized, and how."""
-
-    weights: WeightsSection = WeightsSection()
-    activations: ActivationsSection = ActivationsSection()
-    overrides: list[Override] = []
-    batch_norm: Literal["fold", "live", "frozen"] = "fold"
-    opaque: list[str] = []
-    fusions: list[list[str] | str] = []
-
-    @field_validator("fusions", mode="before")
-    @classmethod
-    def _lists_and_names(cls, fusions: Any) -> Any:
-        for fusion in fusions if isinstance(fusions, list) else ():
-            is_list = isinstance(fusion, list) and all(isinstance(name, str) for name in fusion)
-            if not is_list and not (isinstance(fusion, str) and is_callable_name(fusion)):
-                raise ValueError("each wants to be a list of module names, or module:pattern or file.py:pattern")
-        return fusions
-
-    @property
-    def in_training(self) -> str:
-        """What batch norms are when training begins: "fold" or "live"; frozen ones are live ones until they are."""
-        return "fold" if self.batch_norm == "fold" else "live"
-
-
-class TrainSection(_Section):
+class TrainSection(Section):
     """Training; the float twin is fine-tuned with the budget of QAT."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -154,14 +90,14 @@ class TrainSection(_Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
-class MeasureSection(_Section):
+class MeasureSection(Section):
     """How latency is measured."""
 
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] = 1
     batch: Positive = 1
 
 
-class GateSection(_Section):
+class GateSection(Section):
     """Limits that decide about shipping; an absent one is not checked."""
 
     max_drop: Number | None = None
@@ -171,7 +107,7 @@ class GateSection(_Section):
     runtimes: Annotated[list[str], Field(min_length=1)] | None = None
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe; see the recipe reference in the README."""
 
     model: ModelSection = ModelSection()
@@ -179,7 +115,7 @@ class Recipe(_Section):
     task: TaskSection = TaskSection()
     quantize: QuantizeSection = QuantizeSection()
     train: TrainSection | None = TrainSection()
-    export: Annotated[list[str], Field(min_length=1)] = ["onnxruntime"]
+    export: list[str] = Field(default=["onnxruntime"], min_length=1)
     measure: MeasureSection = MeasureSection()
     gate: GateSection = GateSection()
 
@@ -233,17 +169,6 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{name_or_path}: {_explain(error)}") from error
-
-
-def is_callable_name(name: str) -> bool:
-    """Whether a name has the form `module:callable` or `file.py:callable`.
-
-    >>> is_callable_name("my.data:make"), is_callable_name("./data.py:make"), is_callable_name("org/name")
-    (True, True, False)
-    """
-    place, colon, own = name.rpartition(":")
-    in_module = all(part.isidentifier() for part in place.split("."))
-    return bool(colon) and own.isidentifier() and (place.endswith(".py") or in_module)
 
 
 def is_dataset_name(name: str) -> bool:

@@ -17,7 +17,7 @@ from edgeqat.graph.patterns import patterns_of
 from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
 from edgeqat.planning import Plan
-from edgeqat.qconfig import QConfigMapping
+from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edgeqat.callables import is_callable_name
 from edgeqat.data.dataset import Dataset, Source, Split
 from edgeqat.data.decode import allocate, to_rgb
 from edgeqat.data.folders import read_folder
@@ -28,7 +29,7 @@ from edgeqat.data.returned import read_callable
 from edgeqat.data.splitting import carve, check_classes, hold_out
 from edgeqat.data.tables import CIFAR10_HUB, CIFAR10_MEAN, CIFAR10_STD, is_table_folder, read_hub, read_table_folder
 from edgeqat.errors import DataError
-from edgeqat.recipe import expanded, is_callable_name, is_dataset_name
+from edgeqat.recipe import expanded, is_dataset_name
 
 __all__ = ["has_own_shape", "load"]
 

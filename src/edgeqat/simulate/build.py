@@ -215,7 +215,7 @@ class _Builder:
         if fixed is not None:
             config = replace(config, learned=False)
         elif constant:
-            config = replace(config, observer="minmax", learned=False)
+            config = replace(config, observer="minmax", observer_args=(), learned=False)
         saves_bytes = self.plan.batch_norm == "live"
         return ActivationQuantizer(name, config, activation, fixed, constant, saves_bytes)
 

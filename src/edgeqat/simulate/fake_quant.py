@@ -50,8 +50,9 @@ class ActivationQuantizer(Quantizer):
     Attributes:
         scale: float32, 0-d, NaN until calibrated; a parameter where the range is learned, else a buffer.
         zero_point: int32 buffer, 0-d, where the range is frozen.
-        offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and no activation
-            function fixes its lower end.
+        offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and neither symmetry
+            nor an activation function fixes its lower end.
+        middle: The zero point of a symmetric grid; 0 on others.
         limits: float32 buffer, [2]: smallest and largest scale, where the range is learned.
         fixed: (scale, zero_point) of a grid that the function before it fixes, such as a sigmoid's; None where
             calibration finds it.
@@ -80,9 +81,12 @@ class ActivationQuantizer(Quantizer):
         self.qmin, self.qmax = 0, 2**config.bits - 1
         self.config = config
         self.activation = activation
+        self.symmetric = config.symmetric and activation is None  # behind a ReLU half the grid would lie idle
+        self.middle = (self.qmin + self.qmax + 1) // 2 if self.symmetric else 0
         if config.learned:
             self.scale = nn.Parameter(torch.tensor(math.nan))
-            self.register_parameter("offset", None if activation else nn.Parameter(torch.tensor(math.nan)))
+            anchored = activation is not None or self.symmetric
+            self.register_parameter("offset", None if anchored else nn.Parameter(torch.tensor(math.nan)))
             self.register_buffer("limits", torch.tensor([math.nan, math.nan]))
             self.register_buffer("_anywhere", torch.tensor([-math.inf, math.inf]), persistent=False)
         else:
@@ -98,7 +102,10 @@ class ActivationQuantizer(Quantizer):
 
     def start_observing(self) -> None:
         """Begins calibration with a fresh observer; a fixed grid needs none, but must see that data came."""
-        self.observer = make_observer(self.config.observer, self.qmin, self.qmax, self.name)
+        config = self.config
+        self.observer = make_observer(
+            config.observer, self.qmin, self.qmax, self.name, arguments=config.arguments, symmetric=self.symmetric
+        )
         self.mode = "observe"
 
     def settle(self) -> None:
@@ -118,7 +125,7 @@ class ActivationQuantizer(Quantizer):
             low = 0.0  # the clamp at zero is the ReLU, so the grid starts there
         if self.activation == "relu6":
             high = min(high, RELU6_TOP)
-        self.set_grid(*affine.activation_qparams(low, high, self.qmin, self.qmax))
+        self.set_grid(*affine.activation_qparams(low, high, self.qmin, self.qmax, symmetric=self.symmetric))
         self.observer = None
 
     def set_grid(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -145,7 +152,11 @@ class ActivationQuantizer(Quantizer):
         if not self.config.learned:
             return scale, self.get_buffer("zero_point")
         with torch.no_grad():
-            return scale, offset_zero_point(scale, self.offset, Integers(self.qmin, self.qmax))
+            return scale, offset_zero_point(scale, self.offset, self._learned_integers()) + self.middle
+
+    def _learned_integers(self) -> Integers:
+        """Those that the gradients count in: a symmetric grid's are signed, around its zero point."""
+        return Integers(self.qmin - self.middle, self.qmax - self.middle)
 
     def read_grid(self) -> None:
         """Keeps a frozen grid as Python numbers, from where `bounds` takes it."""
@@ -169,7 +180,7 @@ class ActivationQuantizer(Quantizer):
         """x on the grid, in x's dtype."""
         if not self.config.learned:
             return quantize_activation(x, self.bounds(), self.saves_bytes)
-        integers = Integers(self.qmin, self.qmax)
+        integers = self._learned_integers()
         factor = lsq_factor(max(x[0].numel(), 1), integers)
         scale = learned_parameter(self.scale, self.limits[0], self.limits[1], factor)
         if self.offset is None:
@@ -189,10 +200,12 @@ class ActivationQuantizer(Quantizer):
     def extra_repr(self) -> str:
         """Its grid, or its observer while it has none."""
         scale, zero_point = self.grid()
-        grid = f"scale={float(scale):.4g}, zero_point={int(zero_point)}" if self.calibrated else "no grid"
+        shift = 2 ** (self.config.bits - 1) if self.config.signed else 0
+        grid = f"scale={float(scale):.4g}, zero_point={int(zero_point) - shift}" if self.calibrated else "no grid"
         kind = ", learned" if self.config.learned else ""
         activation = f", {self.activation}" if self.activation else ""
-        return f"{self.qmin}..{self.qmax}, {grid}{kind}, observer={self.config.observer_name}{activation}"
+        integers = f"{self.qmin - shift}..{self.qmax - shift}"
+        return f"{integers}, {grid}{kind}, observer={self.config.describe()}{activation}"
 
 
 class SharedGrid(Quantizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -128,7 +128,15 @@ class Observer:
             self.method.fix_bins(self.seen.low, self.seen.high)
 
 
-def make_observer(observer: str | Callable[[], Any], qmin: int, qmax: int, name: str = "an activation") -> Observer:
+def make_observer(
+    observer: str | Callable[[], Any],
+    qmin: int,
+    qmax: int,
+    name: str = "an activation",
+    *,
+    arguments: Mapping[str, float] = {},
+    symmetric: bool = False,
+) -> Observer:
     """A fresh per-tensor observer.
 
     Args:
@@ -137,6 +145,8 @@ def make_observer(observer: str | Callable[[], Any], qmin: int, qmax: int, name:
         qmin: Smallest integer of the grid.
         qmax: Largest integer of the grid.
         name: The value, for messages.
+        arguments: Of an observer that has a name: `observer_args.ACTIVATION_ARGUMENTS` lists them.
+        symmetric: Whether the grid's zero point will be in its middle.
 
     Raises:
         PlanError: The factory fails, or what it makes does not follow the protocol.
@@ -144,13 +154,17 @@ def make_observer(observer: str | Callable[[], Any], qmin: int, qmax: int, name:
     if isinstance(observer, str):
         if observer not in METHODS:
             raise EdgeqatError(f"found the observer {observer!r}, wanted one of {', '.join(METHODS)}")
-        return Observer(METHODS[observer]())
+        method = METHODS[observer](**arguments)
+        method.symmetric = symmetric
+        return Observer(method)
     try:
         made = observer()
     except Exception as error:
         text = " ".join(str(error).split())
         raise PlanError(f"{name}: the factory of its observer failed: {type(error).__name__}: {text}") from error
-    return Observer(made if isinstance(made, Method) else Foreign(made, name))
+    method = made if isinstance(made, Method) else Foreign(made, name)
+    method.symmetric = symmetric
+    return Observer(method)
 
 
 def observed_range(observer: Observer, qmin: int, qmax: int, name: str, warn: bool = True) -> tuple[float, float]:

@@ -33,7 +33,7 @@ class WeightQuantizer(Quantizer):
 
     Attributes:
         min_scale: float32, [C] or 0-d: what calibration found the scale must not go below, so that biases fit
-            int32 even in channels whose weights are (almost) zero.
+            int32 even in channels whose weights are (almost) zero; or the observer's `eps`, if that is larger.
         scale: float32, [C] or 0-d, NaN until calibrated; only where the scale does not follow the weight.
         limits: float32, [2, C] or [2]: smallest and largest scale, where it is learned.
     """
@@ -48,7 +48,8 @@ class WeightQuantizer(Quantizer):
         self.integers = Integers(-grid.qmax, grid.qmax, grid.axis)
         self.follows = config.observer == "minmax" and not config.learned
         shape = () if grid.axis is None else (weight.shape[grid.axis],)
-        self.register_buffer("min_scale", torch.full(shape, affine.SCALE_FLOOR))
+        smallest = config.arguments.get("eps", affine.SCALE_FLOOR)
+        self.register_buffer("min_scale", torch.full(shape, max(smallest, affine.SCALE_FLOOR)))
         if config.learned:
             self.scale = nn.Parameter(torch.full(shape, math.nan))
             self.register_buffer("limits", torch.full((2, *shape), math.nan))
@@ -64,7 +65,8 @@ class WeightQuantizer(Quantizer):
         """Finds the scale that stays, or that learning starts from."""
         if not self.follows:
             with torch.no_grad():
-                self.scale.copy_(weight_scale(weight.detach(), self.config.observer, self.qmax, self.axis))
+                percentile = self.config.arguments.get("percentile", 99.99)
+                self.scale.copy_(weight_scale(weight.detach(), self.config.observer, self.qmax, self.axis, percentile))
                 if self.config.learned:
                     self.limits.copy_(torch.stack([self.scale / FREEDOM, self.scale * FREEDOM]))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,10 +38,12 @@ class Method:
     Attributes:
         alone: Why several processes cannot find one range with it; empty where they can.
         two_passes: Whether several processes need the data twice, the second time on bins they agree on.
+        symmetric: Whether the grid will have its zero point in the middle (`affine.activation_qparams`).
     """
 
     alone = ""
     two_passes = False
+    symmetric = False
 
     def look(self, x: Tensor) -> None:
         """Takes in a batch of finite values."""
@@ -65,12 +68,16 @@ class MinMax(Method):
 
 
 class MovingAverage(Method):
-    """Averages of the extremes of each batch, a new one counting 1 %: torchao's MovingAverageMinMaxObserver."""
+    """Averages of the extremes of each batch: torchao's MovingAverageMinMaxObserver.
+
+    Args:
+        averaging_constant: How much a new batch counts.
+    """
 
     alone = "it depends on the order of the batches, and processes have none in common"
 
-    def __init__(self) -> None:
-        self._observer = _torchao().MovingAverageMinMaxObserver(**_SETTINGS)
+    def __init__(self, averaging_constant: float = 0.01) -> None:
+        self._observer = _torchao().MovingAverageMinMaxObserver(averaging_constant, **_SETTINGS)
 
     def look(self, x: Tensor) -> None:
         """Averages the extremes of a batch in."""
@@ -82,12 +89,16 @@ class MovingAverage(Method):
 
 
 class Histogram(Method):
-    """torchao's HistogramObserver: 2048 equal bins, and a search that clips while the squared error falls."""
+    """torchao's HistogramObserver: equal bins, and a search that clips while the squared error falls.
+
+    Args:
+        bins: How many.
+    """
 
     two_passes = True
 
-    def __init__(self) -> None:
-        self._observer = _torchao().HistogramObserver(**_SETTINGS)
+    def __init__(self, bins: int = 2048) -> None:
+        self._observer = _torchao().HistogramObserver(bins, **_SETTINGS)
         self._fixed: Range | None = None
 
     def look(self, x: Tensor) -> None:
@@ -102,7 +113,7 @@ class Histogram(Method):
                 self._observer(piece)
 
     def range(self, low: float, high: float, qmin: int, qmax: int) -> Range:
-        """What the search finds, on the grid that torchao would make of it."""
+        """What the search finds; not `symmetric`, on the grid that torchao would make of it."""
         observer = self._observer
         if float(observer.min_val) == float(observer.max_val) == 0.0:
             return low, high  # so small that nothing is left to search
@@ -115,6 +126,8 @@ class Histogram(Method):
         )
         below, above = l2_range(observer.histogram, low_end, high_end, qmax - qmin + 1)
         below, above = below.clamp(max=0.0), above.clamp(min=0.0)
+        if self.symmetric:
+            return math.ldexp(float(below), exponent + SHRINK), math.ldexp(float(above), exponent + SHRINK)
         scale = (above - below) / float(qmax - qmin)
         zero_point = int((qmin - torch.round(below / scale)).clamp(qmin, qmax))
         step = math.ldexp(float(scale), exponent + SHRINK)
@@ -170,7 +183,7 @@ class MeanSquaredError(_Counted):
 
     def range(self, low: float, high: float, qmin: int, qmax: int) -> Range:
         """The best range for this number of integers."""
-        return mse_range(self._histogram.bins(low, high), qmin, qmax)
+        return mse_range(self._histogram.bins(low, high), qmin, qmax, symmetric=self.symmetric)
 
 
 class Foreign(Method):
@@ -208,6 +221,8 @@ class Foreign(Method):
         except Exception as error:
             raise PlanError(f"{self._name} gave no scale and zero_point: {_one_line(error)}") from error
         ends = ((first - zero) * step, (last - zero) * step)
+        if self.symmetric and abs(ends[0] + ends[1]) <= step:  # its grid is symmetric, and half a step longer below
+            ends = (-(last - first) / 2 * step, (last - first) / 2 * step)
         if not (0.0 < step < math.inf) or not ends[0] < ends[1] or not all(map(math.isfinite, ends)):
             raise PlanError(
                 f"{self._name} gave scale {step:g} and zero_point {zero:g} for the integers {first:g} .. {last:g}, "
@@ -216,7 +231,7 @@ class Foreign(Method):
         return ends
 
 
-METHODS: dict[str, type[Method]] = {
+METHODS: Mapping[str, Callable[..., Method]] = {
     "minmax": MinMax,
     "moving_average": MovingAverage,
     "histogram": Histogram,

@@ -38,13 +38,13 @@ def percentile_range(bins: Bins, percentile: float) -> Range:
     return (left, right) if left < 0.0 or right > 0.0 else (low, high)
 
 
-def squared_error(bins: Bins, low: float, high: float, qmin: int, qmax: int) -> float:
+def squared_error(bins: Bins, low: float, high: float, qmin: int, qmax: int, *, symmetric: bool = False) -> float:
     """The sum of squared errors of fake quantization on the grid of [low, high], clipped values included.
 
     Values are taken as spread evenly over their bin, and the error is integrated, not sampled: a bin may be wider
     than a quantization step.
     """
-    scale, zero_point = affine.activation_qparams(low, high, qmin, qmax)
+    scale, zero_point = affine.activation_qparams(low, high, qmin, qmax, symmetric=symmetric)
     step, first, last = float(scale), qmin - int(zero_point), qmax - int(zero_point)
     left, right = bins.low / step, bins.high / step
     width = right - left
@@ -60,16 +60,19 @@ def _error_up_to(u: Tensor, first: int, last: int) -> Tensor:
     return nearest / 12.0 + (inside - nearest) ** 3 / 3.0 + (u - inside) ** 3 / 3.0
 
 
-def mse_range(bins: Bins, qmin: int, qmax: int) -> Range:
+def mse_range(bins: Bins, qmin: int, qmax: int, *, symmetric: bool = False) -> Range:
     """The range whose grid has the smallest mean squared error; zero lies in it.
 
     Both ends are searched together: first over all pairs of a coarse grid of powers of two below the extremes,
     then around the best pair in steps that are halved down to 1 %. The extremes themselves are among the
-    candidates, so that the error is never larger than theirs.
+    candidates, so that the error is never larger than theirs. On a `symmetric` grid the upper end alone is searched,
+    for the lower one is its negative.
     """
     lowest, highest = min(float(bins.low[0]), 0.0), max(float(bins.high[-1]), 0.0)
     if lowest == highest:
         return lowest, highest
+    if symmetric:
+        lowest, highest = 0.0, max(-lowest, highest)
 
     def best_of(candidates: Iterable[Range]) -> tuple[float, Range]:
         """Candidates are pairs of octaves by which the ends are drawn in."""
@@ -79,7 +82,7 @@ def mse_range(bins: Bins, qmin: int, qmax: int) -> Range:
         return lowest * 2.0**-a, highest * 2.0**-b
 
     def error(a: float, b: float) -> float:
-        return squared_error(bins, *ends(a, b), qmin, qmax)
+        return squared_error(bins, *ends(a, b), qmin, qmax, symmetric=symmetric)
 
     coarse = [float(i) for i in range(9)]
     found = best_of(itertools.product(coarse if lowest < 0.0 else [0.0], coarse if highest > 0.0 else [0.0]))

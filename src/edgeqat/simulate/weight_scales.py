@@ -12,16 +12,13 @@ from edgeqat.errors import PlanError
 
 __all__ = ["weight_scale"]
 
-CLIPPED_SHARE = 1e-4
-"""The share of a channel's weights that "percentile" may clip: 99.99 % are left."""
 
-
-def weight_scale(weight: Tensor, observer: str, qmax: int, axis: int | None) -> Tensor:
+def weight_scale(weight: Tensor, observer: str, qmax: int, axis: int | None, percentile: float = 99.99) -> Tensor:
     """The scale of a weight's symmetric grid -qmax .. qmax, per channel of `axis` or whole.
 
     - "minmax": the largest |w| / qmax, so that nothing is clipped.
-    - "percentile": the largest |w| / qmax once the largest 0.01 % are left out (rounded down: channels of less
-      than 10,000 weights keep all). A channel in which only those are not zero keeps them.
+    - "percentile": the largest |w| / qmax once the largest are left out, 0.01 % of them by default (rounded down:
+      channels of less than 10,000 weights keep all). A channel in which only those are not zero keeps them.
     - "mse": the scale with the smallest squared error, by search: 64 even steps up to that of "minmax", finer ones
       around the best, and powers of two down to 1/4096. That of "minmax" is among them, so the error is never
       larger. (Banner et al. 2019 derive the scale for known distributions; this takes the weights as they are.)
@@ -31,6 +28,7 @@ def weight_scale(weight: Tensor, observer: str, qmax: int, axis: int | None) -> 
         observer: "minmax", "mse" or "percentile".
         qmax: Largest integer, e.g. 127.
         axis: Channel dimension, or None for one scale.
+        percentile: Per cent of the weights that "percentile" keeps at least.
 
     Returns:
         float32, [C] or 0-d; never below affine.SCALE_FLOOR.
@@ -45,14 +43,15 @@ def weight_scale(weight: Tensor, observer: str, qmax: int, axis: int | None) -> 
     if observer not in ("percentile", "mse"):
         raise PlanError(f"found the weight observer {observer!r}, wanted one of minmax, mse, percentile")
     channels = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
-    search = _percentile if observer == "percentile" else _least_squares
-    return search(channels.float(), largest.reshape(-1), qmax).reshape(largest.shape)
+    if observer == "percentile":
+        return _percentile(channels.float(), largest.reshape(-1), qmax, percentile).reshape(largest.shape)
+    return _least_squares(channels.float(), largest.reshape(-1), qmax).reshape(largest.shape)
 
 
-def _percentile(channels: Tensor, largest: Tensor, qmax: int) -> Tensor:
+def _percentile(channels: Tensor, largest: Tensor, qmax: int, percentile: float) -> Tensor:
     """channels [C, K], largest [C] -> scales [C]."""
     n = channels.shape[1]
-    kept = n - math.floor(n * CLIPPED_SHARE)
+    kept = n - math.floor(n * (100.0 - percentile) / 100.0)
     quantile = channels.abs().kthvalue(kept, dim=1).values
     return torch.where(quantile > 0.0, quantile / qmax, largest).clamp_min(affine.SCALE_FLOOR)
 
