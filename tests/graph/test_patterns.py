@@ -253,7 +253,8 @@ def test_a_replaced_block_computes_the_same_and_stays_replaced() -> None:
             # float32 sums of some 200 products in another order
             assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     assert isinstance(model.get_submodule("blocks.0"), RepBlock)
-    assert not back.training and eq.prepare(model.train(), IMAGE, fusions=[REP]).training
+    assert not any(module.training for module in back.modules())
+    assert eq.prepare(model.train(), IMAGE, fusions=[REP]).training
 
 
 def test_a_check_can_refuse_a_replacement() -> None:
@@ -367,7 +368,7 @@ class OneOp(nn.Module):
     ("op", "modules", "kinds"),
     [
         (lambda x: x, [nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)], ["conv_transpose"]),
-        (lambda x: x, [nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)], ["view", "linear"]),
+        (lambda x: x, [nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)], ["linear"]),
         (lambda x: x + x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "add"]),
         (lambda x: x * x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "mul"]),
         (lambda x: torch.cat([x, x], 1), [nn.Conv2d(3, 3, 1)], ["conv", "concat"]),
@@ -377,6 +378,6 @@ class OneOp(nn.Module):
 )
 def test_the_built_in_patterns(op: Callable[[Tensor], Tensor], modules: list[nn.Module], kinds: list[str]) -> None:
     planned = eq.plan(OneOp(op, *modules), IMAGE)
-    moved = ("quantize", "dequantize", "float")  # flip has no integer form
+    moved = ("quantize", "dequantize", "float")  # flip, and what is before a linear
     assert [o.kind.value for o in planned.program.ops if o.kind.value not in moved] == kinds
     assert planned.refusals == ()
