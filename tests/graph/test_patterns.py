@@ -254,7 +254,8 @@ def test_a_replaced_block_computes_the_same_and_stays_replaced() -> None:
             assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     assert isinstance(model.get_submodule("blocks.0"), RepBlock)
     assert not any(module.training for module in back.modules())
-    assert eq.prepare(model.train(), IMAGE, fusions=[REP]).training
+    trained = eq.prepare(model.train(), IMAGE, fusions=[REP])
+    assert trained.training and all(module.training for module in trained.to_float().modules())
 
 
 def test_a_check_can_refuse_a_replacement() -> None:
