@@ -66,6 +66,11 @@ class Plan:
         """The plan as a table, an op a row; each op of a float island has its own."""
         return [row for op in self.program.ops for row in rows_of(self.program, op)]
 
+    def totals(self) -> str:
+        """How many ops run in integers, and how many in float."""
+        integer = sum(row.runs == "INT8" for row in self.rows())
+        return f"{integer} ops in INT8, {len(self.rows()) - integer} in float"
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready data."""
         return {
@@ -97,7 +102,7 @@ class Plan:
         when = "" if self.batch_norm == "fold" else ", by convert: it is live in training"
         lines += [f"  folded {name}{when}" for name in self.folded]
         lines += [f"  not fused {refusal.name}: {refusal.reason}" for refusal in self.refusals]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.totals()])
 
 
 def plan(

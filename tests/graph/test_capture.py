@@ -127,3 +127,31 @@ def test_an_in_place_op_without_a_functional_twin_is_refused() -> None:
 def test_padding_by_nothing_leaves_no_op(mode: str) -> None:
     captured = capture(nn.Conv2d(3, 4, 1, padding_mode=mode), IMAGE)
     assert [str(node.target) for node in captured.graph.nodes if node.op == "call_function"] == ["aten.conv2d.default"]
+
+
+class InPlace(nn.Module):
+    """Every way to change a tensor in place that models are written with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y.clone()
+        z += y
+        z -= 0.5
+        z *= y
+        z /= 2.0
+        z.tanh_()
+        z.neg_()
+        return self.last(nn.functional.selu(nn.functional.elu(z, inplace=True), inplace=True).clamp_min_(-1.0))
+
+
+def test_what_is_changed_in_place_is_captured_as_functions() -> None:
+    model = InPlace().eval()
+    captured = capture(model, IMAGE)
+    assert torch.equal(run(captured, IMAGE)[0], model(IMAGE))
+    assert not any(
+        str(node.target).split(".")[1].endswith("_") for node in captured.graph.nodes if node.op == "call_function"
+    )

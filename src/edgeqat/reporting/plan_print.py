@@ -55,8 +55,7 @@ def print_plan(planned: Plan, console: Console) -> None:
     left_out = tuple(name for name in left_out if name != "block")
     for refusal in planned.refusals:
         console.print(f"not fused  {refusal.name}: {refusal.reason}", markup=False)
-    integer = sum(row.runs == "INT8" for row in planned.rows())
-    console.print(f"{integer} ops in INT8, {len(rows) - integer} in float; plan {planned.program.plan_hash[:12]}")
+    console.print(f"{planned.totals()}; plan {planned.program.plan_hash[:12]}")
     if left_out:
         console.print(f"left out for want of room: {', '.join(left_out)}; --json shows them", soft_wrap=True)
 

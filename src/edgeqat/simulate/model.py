@@ -211,9 +211,12 @@ class SimulatedModel(nn.Module):
         for op in (op for op in self.plan.program.ops if op.kind is not Kind.FLOAT):
             value = self.plan.program.values[op.name]
             grid = "float" if value.grid is None else owners[id(value.grid)].extra_repr()
+            reads = [self.plan.program.values[name].grid for name in op.inputs]
+            inputs = ", ".join("float" if g is None else owners[id(g)].name for g in dict.fromkeys(reads))
+            weight = "" if op.weight is None else f", weight {self.weight_quantizers()[op.weight].extra_repr()}"
             fused = " + ".join(o.describe() for o in op.origins)
             group = next((f" in {o.group}" for o in op.origins if o.group), "")
-            lines.append(f"  ({op.name}): {op.kind.value} [{fused}]{group} -> {grid}")
+            lines.append(f"  ({op.name}): {op.kind.value} [{fused}]{group} of {inputs}{weight} -> {grid}")
         for origin in self.plan.program.float_origins():
             lines.append(f"  ({origin.describe()}): float, {origin.reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.plan.totals()])
