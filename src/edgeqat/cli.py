@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from edgeqat.errors import EdgeqatError
+from edgeqat.errors import CalibrationWarning, EdgeqatError
 
 __all__ = ["main"]
 
@@ -198,6 +199,7 @@ def doctor(as_json: JsonOption = False) -> None:
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    warnings.showwarning = _warn
     try:
         # Outside standalone mode typer.Exit comes back as its code instead of being raised, and so does Ctrl-C.
         code = app(prog_name="edgeqat", standalone_mode=False) or 0
@@ -229,6 +231,21 @@ def _misused(error: Any) -> None:
 def _fail(message: str, code: int) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours is for the user, in a line; others are for who can change the code, and say where it is."""
+    if issubclass(category, CalibrationWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _stop(_: int, __: FrameType | None) -> None:
