@@ -65,6 +65,34 @@ def test_mul_on_all_pairs_of_integers(s_a: float, s_b: float, steps: float, z_a:
     check(program, [on_grid(a, left), on_grid(b, right)], "QLinearMul")
 
 
+def nudged(value: float, generator: torch.Generator) -> float:
+    """Moved by up to three units in the last place of a float32."""
+    steps = int(torch.randint(-3, 4, (), generator=generator))
+    return float(torch.tensor(value * (1 + steps * 2.0**-23), dtype=torch.float32))
+
+
+def test_products_and_concatenations_on_ties() -> None:
+    """Every other product, or integer, is halfway between two results, up to some units in the last place."""
+    generator = torch.Generator().manual_seed(5)
+    left = torch.arange(256).repeat_interleave(256).reshape(1, -1)
+    right = torch.arange(256).repeat(256).reshape(1, -1)
+    for _ in range(12):
+        s_a, s_b = (torch.rand(2, generator=generator) * 0.1 + 0.001).tolist()
+        z_a, z_b, z_y, k = torch.randint(0, 256, (4,), generator=generator).tolist()
+        a, b = grid(s_a, z_a), grid(s_b, z_b)
+        product = float(a.filled()[0].double() * b.filled()[0].double())
+        y = grid(nudged(product * 2 * (k + 1), generator), z_y)
+        program = one_op(Kind.MUL, MulAttrs(), [(65536,), (65536,)], [a, b], (65536,), y)
+        check(program, [on_grid(a, left), on_grid(b, right)], "QLinearMul")
+        y = grid(nudged(float(a.filled()[0]) * 2, generator), z_y)
+        program = one_op(Kind.CONCAT, ConcatAttrs(1), [(256,), (256,)], [a, b], (512,), y)
+        check(program, [on_grid(item, torch.arange(256).reshape(1, -1)) for item in (a, b)], "QLinearConcat")
+        y = grid(nudged(product * 2 * (k + 1) * 50, generator), z_y)
+        program = one_op(Kind.MATMUL, MatmulAttrs(), [(64, 9), (9, 64)], [a, b], (64, 64), y)
+        q = (torch.randint(0, 256, (8, *shape), generator=generator) for shape in ((64, 9), (9, 64)))
+        check(program, [on_grid(g, x) for g, x in zip((a, b), q, strict=True)], "QLinearMatMul")
+
+
 SMALLER = [(6, 1, 1), (1, 1, 33), (1, 9, 33), (1, 9, 1), (6, 9, 1)]
 
 

@@ -188,8 +188,9 @@ class Interpreter:
         if op.kind is Kind.MUL:
             return a.mul(args[0], grids[0], args[1], grids[1], grid)
         if isinstance(op.attrs, ConcatAttrs):
-            parts = [q if g is grid else a.change_grid(q, g, grid) for q, g in zip(args, grids, strict=True)]
-            return torch.cat(parts, op.attrs.dim)
+            dim = op.attrs.dim
+            parts = [q if g is grid else a.change_grid(q, g, grid, dim) for q, g in zip(args, grids, strict=True)]
+            return torch.cat(parts, dim)
         (s_a, z_a), (s_b, z_b) = (g.filled() for g in grids)
         # float64 holds every sum of products of integers exactly.
         acc = (args[0].double() - z_a) @ (args[1].double() - z_b)

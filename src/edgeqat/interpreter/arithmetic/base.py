@@ -64,8 +64,8 @@ class Arithmetic(Protocol):
         """The product of two values, in integers of `grid`."""
         ...
 
-    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
-        """A value in integers of another grid, as a concatenation needs it."""
+    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid, dim: int) -> Tensor:
+        """A value in integers of another grid, as a concatenation along `dim` needs it."""
         ...
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:

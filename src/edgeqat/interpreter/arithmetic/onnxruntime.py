@@ -73,7 +73,7 @@ class OnnxRuntimeX86:
         product = (a - z_a) * (b - z_b)  # at most 16 bits: exact
         return (product * ((s_a * s_b) / s) + z).round_().clamp_(grid.qmin, grid.qmax)
 
-    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
+    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid, dim: int) -> Tensor:
         return self.quantize(self.dequantize(q, q_grid), grid)
 
     def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:

@@ -18,7 +18,9 @@ take a float bias b = fp32(bias * (s_x * s_w)). A scale inverted twice is not wh
       qnnpack     rne(sum(x - z) * (s / (s * n))) + z, for both
 
     mul           rne(fp32((a - z_a) * (b - z_b)) * ((s_a * s_b) * (1 / s_y))) + z
-    concat        each input dequantized, then quantized
+    concat        each input dequantized, then quantized; but of 4-d values along the channels, which are last in
+                  memory, in blocks of 8 channels of an input rne(fma(s_x, q, -s_x * z_x) * (1 / s_y)) + z
+                  in those left over rne((q - z_x) * s_x * (1 / s_y) + z)
 
     add           in blocks of 64 elements in the order of memory (channels last)
                       rne((fma(s_a, a, -s_a * z_a) + fma(s_b, b, -s_b * z_b)) * (1 / s_y)) + z
@@ -50,6 +52,9 @@ __all__ = ["Fbgemm", "Onednn", "Qnnpack", "X86"]
 ADD_BLOCK = 64
 """uint8 elements in an AVX512 register."""
 
+CONCAT_BLOCK = 8
+"""Channels that a concatenation computes together."""
+
 POOL_BLOCK = 16
 """float32 elements in an AVX512 register."""
 
@@ -78,8 +83,14 @@ class _TorchInt8:
         (s_a, z_a), (s_b, z_b), (s, _) = a_grid.filled(), b_grid.filled(), grid.filled()
         return round_outside((a - z_a) * (b - z_b) * ((s_a * s_b) * (1 / s)), grid)
 
-    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
-        return self.quantize(self.dequantize(q, q_grid), grid)
+    def change_grid(self, q: Tensor, q_grid: Grid, grid: Grid, dim: int) -> Tensor:
+        if q.dim() != 4 or dim != 1:
+            return self.quantize(self.dequantize(q, q_grid), grid)
+        (s_x, z_x), (s, z) = q_grid.filled(), grid.filled()
+        blocks = q.shape[1] - q.shape[1] % CONCAT_BLOCK
+        vectors = round_outside(fma(s_x, q[:, :blocks], -s_x * z_x) * (1 / s), grid)
+        rest = torch.round((q[:, blocks:] - z_x) * s_x * (1 / s) + z).clamp_(grid.qmin, grid.qmax)
+        return torch.cat([vectors, rest], 1)
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         raise EdgeqatError(f"{self.name} has no linear layer with float outputs; plan for torchscript")
