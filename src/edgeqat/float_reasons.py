@@ -45,8 +45,12 @@ class FloatReasons:
 
         Those of a block are its module's, but for a rule that names a module inside it.
         """
-        readers = self._weighted_behind(region)
-        region = readers[0] if readers else region
+        own = self._asked_for(region)
+        if own is None or not self._weighted_behind(region):
+            return own
+        return self._asked_for(self._weighted_behind(region)[0])
+
+    def _asked_for(self, region: Region) -> QConfig | None:
         layer, group = self._layers[region.anchor.name], region.group
         if group is not None and not self._mapping.names_inside(group.module, layer.module):
             return self._mapping.lookup(LayerId(group.module, group.type))

@@ -22,6 +22,14 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
     promised = {
+        "custom_fusion.py": [
+            "entry_block.0: conv INT8 u8 [s8 per-channel] -> u8 fused entry_block.1 + relu",
+            "in 2.0 (conv-bn-silu)",
+            "in 3 (squeeze-excite)",
+            "not fused 1: refused by the check of squeeze-excite: 16 channels, wanted 32 or more",
+            "converted: 23 integer ops, 0 in float",
+            "with squeeze-excite in float: 10 ops in float",
+        ],
         "observers.py": ["torch.ao's objects give the same plan", "fc: linear float"],
         "residuals.py": ["100% of the outputs are bit-identical", "QLinearAdd", "QLinearConcat", "QLinearMul"],
         "full_pipeline.py": ["onnxruntime: 100.00% of the logits", "torchscript: 100.00% of the logits"],

@@ -369,7 +369,7 @@ class OneOp(nn.Module):
     ("op", "modules", "kinds"),
     [
         (lambda x: x, [nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)], ["conv_transpose"]),
-        (lambda x: x, [nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)], ["linear"]),
+        (lambda x: x, [nn.Flatten(), nn.Linear(432, 4), nn.BatchNorm1d(4)], ["view", "linear"]),
         (lambda x: x + x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "add"]),
         (lambda x: x * x.flip(0), [nn.Conv2d(3, 3, 1)], ["conv", "mul"]),
         (lambda x: torch.cat([x, x], 1), [nn.Conv2d(3, 3, 1)], ["conv", "concat"]),
