@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
 from edgeqat.graph.form import shape_of
+from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region
 from edgeqat.graph.groups import Group
 from edgeqat.graph.layer_ids import layer_ids
@@ -99,6 +101,11 @@ class FloatReasons:
         if self.qconfig_of(region) is None:
             return "its QConfig is None"
         attrs = region.form.attrs
+        if region.form.kind is Kind.ADD and self._only_for_softmax(region):
+            return "a softmax alone reads it: masks and biases of scores span more than 8 bits"
+        for node in region.form.inputs:
+            if node.op == "get_attr" and not bool(torch.isfinite(self._fused.captured.tensor_of(node)).all()):
+                return f"{node.target} holds infinite or NaN values, which no grid has"
         for rule in self._rules:
             if region.form.kind not in rule.kinds:
                 return f"{rule.name} has no integer {region.form.kind.value}"
@@ -127,6 +134,16 @@ class FloatReasons:
             if self._of_its_group(other) or self._own(other):
                 return f"its {norm} also follows {other.name}, which stays in float"
         return ""
+
+    def _only_for_softmax(self, region: Region) -> bool:
+        """Whether all that reads a region's output, perhaps moved, is softmax."""
+        readers = [self._region_of.get(user) for user in region.outputs[0].users]
+        for reader in readers:
+            if reader is None or reader.anchor.target in PROBABILITIES:
+                continue
+            if reader.form is None or reader.form.kind not in MOVES or not self._only_for_softmax(reader):
+                return False
+        return bool(readers) and None not in readers
 
     def _weighted_behind(self, region: Region) -> list[Region]:
         """What has weights and reads what a region moves, perhaps moved on.

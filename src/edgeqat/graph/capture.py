@@ -17,7 +17,7 @@ import logging
 import operator
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,17 @@ IN_PLACE = {
     aten.clamp_.default: aten.clamp.default,
     aten.clamp_min_.default: aten.clamp_min.default,
     aten.clamp_max_.default: aten.clamp_max.default,
+    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
 }
+DROPOUTS: Mapping[Any, Callable[[float], nn.Module]] = {
+    aten.dropout.default: nn.Dropout,
+    aten.feature_dropout.default: nn.Dropout2d,
+    aten.alpha_dropout.default: nn.AlphaDropout,
+    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
+}
+"""What is put back where a function of torch's drops out; a module is put back as it is."""
+
 NO_OPS = frozenset({aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default})
 
 
@@ -102,6 +112,12 @@ class CapturedGraph:
         """The input nodes, each with its name in the signature."""
         nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
         return dict(zip(nodes, self.signature.inputs, strict=True))
+
+    def tensor_of(self, node: fx.Node) -> Tensor:
+        """The parameter, buffer or constant that a get_attr node reads."""
+        holder, _, leaf = str(node.target).rpartition(".")
+        tensor: Tensor = getattr(self.root.get_submodule(holder), leaf)
+        return tensor.detach()
 
     def shape_of(self, node: fx.Node) -> tuple[int | str, ...]:
         """A tensor node's shape, with "batch" for every size that depends on the batch, and so on."""
@@ -319,13 +335,13 @@ def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> N
 
 def _restore_dropout(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:
     for node in list(graph.nodes):
-        if node.target is not aten.dropout.default:
+        if node.target not in DROPOUTS:
             continue
         x, p, _ = node.args
         path = innermost_module(node)
         found = model.get_submodule(path) if path else None
         if not isinstance(found, nn.modules.dropout._DropoutNd):
-            found, path = nn.Dropout(p), f"{path}.{node.name}" if path else node.name
+            found, path = DROPOUTS[node.target](p), f"{path}.{node.name}" if path else node.name
         owner, leaf = owner_of(root, path)
         owner.add_module(leaf, copy.deepcopy(found))
         with graph.inserting_before(node):

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeqat.graph.form import USER_OP, arguments, is_float32, is_tensor, shape_of
+from edgeqat.graph.form import USER_OP, arguments, is_float32, is_tensor, per_dim, shape_of
 from edgeqat.program import Origin
 
 __all__ = ["normalize", "scale_of_norm"]
@@ -214,6 +214,16 @@ def _mean(r: _Rewriter, a: dict[str, Any]) -> None:
     r.replace(r.node, mean if a["keepdim"] else r.call(aten.squeeze.dim, mean, 2))
 
 
+def _avg_pool2d(r: _Rewriter, a: dict[str, Any]) -> None:
+    """A divisor of one's own: the mean over whole windows, times their size by the divisor."""
+    if a["divisor_override"] is None:
+        return
+    height, width = per_dim(a["kernel_size"])
+    given = [a[key] for key in ("kernel_size", "stride", "padding", "ceil_mode")]
+    mean = r.call(aten.avg_pool2d.default, a["self"], *given, True)
+    r.replace(r.node, r.call(aten.mul.Tensor, mean, height * width / a["divisor_override"]))
+
+
 def _sub(r: _Rewriter, a: dict[str, Any]) -> None:
     if a["alpha"] == 1 and is_tensor(a["other"]) and is_float32(a["other"]) and is_float32(a["self"]):
         r.replace(r.node, r.call(aten.add.Tensor, a["self"], r.call(aten.neg.default, a["other"])))
@@ -295,6 +305,7 @@ RULES: Mapping[Any, Callable[[_Rewriter, dict[str, Any]], None]] = {
         aten.max_pool2d.default, "kernel_size", "stride", "padding", "dilation", "ceil_mode"
     ),
     aten.adaptive_avg_pool1d.default: _pool_of_one_dimension(aten.adaptive_avg_pool2d.default, "output_size"),
+    aten.avg_pool2d.default: _avg_pool2d,
     aten.mean.dim: _mean,
     aten.sub.Tensor: _sub,
     aten.silu.default: _gated(aten.sigmoid.default),

@@ -41,8 +41,6 @@ def _mean(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 def _avg_pool2d(node: fx.Node, a: dict[str, Any]) -> Form | str:
     kernel = per_dim(a["kernel_size"])
-    if a["divisor_override"] is not None:
-        return "it overrides the divisor"
     stride, padding = per_dim(a["stride"]) if a["stride"] else kernel, per_dim(a["padding"])
     sizes = shape_of(a["self"])[2:]
     if a["ceil_mode"] and any(

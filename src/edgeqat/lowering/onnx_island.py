@@ -119,16 +119,17 @@ def _export(program: QuantizedProgram, ops: Sequence[Op], opset: int) -> dict[st
     assert len(bodies) == len(ops)
     examples, shapes = [], []
     for i, (op, body) in enumerate(zip(ops, bodies, strict=True)):
-        # A batch of its own: no island's sizes are computed from another's input.
-        batch = torch.export.Dim(f"{BATCH_DIM}{i}", min=1)
         placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+        batches = _Batches(i)
         for node, name in zip(placeholders, op.inputs, strict=True):
             shape = program.values[name].shape
             captured = node.meta["val"].shape
-            sizes = [2 if s == BATCH_DIM else _example_size(c) for s, c in zip(shape, captured, strict=True)]
+            pairs = list(zip(shape, captured, strict=True))
+            sizes = [batches.example(c) if s == BATCH_DIM else _example_size(c) for s, c in pairs]
             examples.append(torch.zeros(sizes, dtype=node.meta["val"].dtype))
             dynamic = torch.export.Dim.DYNAMIC
-            shapes.append({d: batch if s == BATCH_DIM else dynamic for d, s in enumerate(shape) if isinstance(s, str)})
+            open_sizes = ((d, s, c) for d, (s, c) in enumerate(pairs) if isinstance(s, str))
+            shapes.append({d: batches.dim(c) if s == BATCH_DIM else dynamic for d, s, c in open_sizes})
     together = _Together(bodies, [len(op.inputs) for op in ops]).eval()
     graph = _written(together, tuple(examples), tuple(shapes), ops, opset).graph
     inputs, outputs = ([info.name for info in infos] for infos in (graph.input, graph.output))
@@ -146,6 +147,38 @@ def _export(program: QuantizedProgram, ops: Sequence[Op], opset: int) -> dict[st
         initializers = [_own(tensor, [tensor.name], taken) for tensor in tensors]
         parts[op.name] = _Part(nodes, initializers, own_inputs, own_outputs, f"{i}.")
     return parts
+
+
+class _Batches:
+    """The sizes of one island's inputs that depend on the batch: the batch itself, and multiples such as windows.
+
+    A batch of its own for each island: no island's sizes are computed from another's input.
+    """
+
+    def __init__(self, island: int) -> None:
+        self._batch = torch.export.Dim(f"{BATCH_DIM}{island}", min=1)
+
+    def example(self, size: Any) -> int:
+        """What stands for a size in the example: that of a batch of 2."""
+        multiple = _multiple_of_batch(size)
+        return 2 if multiple is None else 2 * multiple
+
+    def dim(self, size: Any) -> Any:
+        """What torch.export is told of a size."""
+        multiple = _multiple_of_batch(size)
+        if multiple is None:
+            return torch.export.Dim.DYNAMIC
+        return self._batch if multiple == 1 else multiple * self._batch
+
+
+def _multiple_of_batch(size: Any) -> int | None:
+    """k where a symbolic size is k times the batch, None where it is another formula."""
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    if len(symbols) != 1:
+        return None
+    multiple = expression / symbols[0]
+    return int(multiple) if multiple.is_Integer else None
 
 
 def _example_size(size: Any) -> int:
