@@ -25,7 +25,7 @@ from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.lookup import FUNCTIONS
 from edgeqat.op_attrs import AveragePoolAttrs, ConstantAttrs, ConvAttrs, LinearAttrs, LookupAttrs, NoAttrs, ViewAttrs
 from edgeqat.plan_table import PlanRow, rows_of
-from edgeqat.program import PASSTHROUGH, Const, Grid, Kind, Op, QuantizedProgram, Value
+from edgeqat.program import BATCH_DIM, PASSTHROUGH, Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import REUSE_INPUT, ActivationConfig, QConfig, WeightConfig
 from edgeqat.qconfig_mapping import QConfigMapping, as_mapping
@@ -136,7 +136,9 @@ def plan_graph(
     """Decides for every region of a fused graph whether it runs in integers, and on which grids."""
     if batch_norm not in BATCH_NORM_MODES:
         raise PlanError(f"found batch_norm {batch_norm!r}, wanted one of {', '.join(BATCH_NORM_MODES)}")
-    planner = _Planner(fused, as_mapping(qconfig_mapping), resolve_targets(target), batch_norm)
+    rules = resolve_targets(target)
+    _check_sizes(fused, rules)
+    planner = _Planner(fused, as_mapping(qconfig_mapping), rules, batch_norm)
     for region in fused.regions:
         planner.place(region)
     return planner.finish()
@@ -369,6 +371,19 @@ class _Planner:
             self._value(twin, value.shape, None, "leaves the integers")
             self.ops.append(Op(Kind.DEQUANTIZE, (name,), (twin,), NoAttrs()))
         return twin
+
+
+def _check_sizes(fused: FusedGraph, rules: Sequence[Target]) -> None:
+    """Refuses open sizes for a target whose files have one, before anything is trained."""
+    captured = fused.captured
+    for node, name in captured.placeholders().items():
+        found = [size for size in captured.shape_of(node) if isinstance(size, str) and size != BATCH_DIM]
+        fixed = next((rule.name for rule in rules if not rule.open_sizes), None)
+        if found and fixed is not None:
+            raise PlanError(
+                f"input {name!r} has a dynamic {' and '.join(found)}, but a file for {fixed} has one size; leave "
+                f"dynamic_size out, or {fixed} from the targets"
+            )
 
 
 def _why_this_grid(form: Form, qconfig: QConfig) -> str:

@@ -31,6 +31,7 @@ class Target:
         depthwise_limit: Largest |weight| of a depthwise conv that its kernels compute exactly; None for any.
         counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
         broadcasts: Whether operands of additions and products may differ in shape.
+        open_sizes: Whether one file takes images of any height and width.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     depthwise_limit: int | None = None
     counts_padding: bool = False
     broadcasts: bool = True
+    open_sizes: bool = True
 
 
 ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
@@ -75,6 +77,7 @@ def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_paddin
         depthwise_limit=depthwise_limit,
         counts_padding=counts_padding,
         broadcasts=False,
+        open_sizes=False,
     )
 
 

@@ -31,7 +31,7 @@ from edgeqat.graph.example import check_float32, example_call
 from edgeqat.graph.normalize import normalize
 from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
 from edgeqat.graph.output_types import register_output_dataclasses
-from edgeqat.graph.sizes import check_any_size, dynamic_shapes, name_of, names_of_symbols
+from edgeqat.graph.sizes import check_any_size, check_ops_of_open_sizes, dynamic_shapes, name_of, names_of_symbols
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.graph.submodules import owner_of
 from edgeqat.program import Origin
@@ -173,6 +173,7 @@ def capture(
         origins[name] = replace(origins[name], module=path, type=type(kept[path]).__name__, aten=OPAQUE)
     out_spec = _flatten_output(graph, exported)
     normalize(graph, root, origins)
+    check_ops_of_open_sizes(graph.nodes)
     graph.lint()
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
     values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}

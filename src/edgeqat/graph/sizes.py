@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.errors import CaptureError
 from edgeqat.program import BATCH_DIM
 
-__all__ = ["check_any_size", "dynamic_shapes", "name_of", "names_of_symbols"]
+__all__ = ["check_any_size", "check_ops_of_open_sizes", "dynamic_shapes", "name_of", "names_of_symbols"]
+
+ADAPTIVE_POOLS = frozenset({torch.ops.aten.adaptive_avg_pool2d.default, torch.ops.aten.adaptive_max_pool2d.default})
 
 IMAGE_DIMS = {2: "height", 3: "width"}
 """Of a 4-d input, which sizes may change beside the batch."""
@@ -54,6 +56,24 @@ def check_any_size(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             f"{type(model).__name__} does not take images of twice the example's height and width: {reason}; prepare "
             "it without dynamic_size, for one size"
         ) from error
+
+
+def check_ops_of_open_sizes(nodes: Iterable[fx.Node]) -> None:
+    """Refuses ops that torch.onnx writes for one size, whatever it is told.
+
+    Raises:
+        CaptureError: There is one.
+    """
+    for node in nodes:
+        if node.target not in ADAPTIVE_POOLS:
+            continue
+        x, wanted = node.args[0], node.args[1]
+        sizes = x.meta["val"].shape[2:] if isinstance(x, fx.Node) else ()
+        if any(not isinstance(size, int) for size in sizes) and set(pytree.tree_leaves(wanted)) != {1}:
+            raise CaptureError(
+                f"found {node.target} to {wanted} of an open size, wanted to 1 or of a fixed size: ONNX has no op for "
+                "it; prepare the model without dynamic_size"
+            )
 
 
 def names_of_symbols(inputs: Sequence[Tensor]) -> dict[str, str]:

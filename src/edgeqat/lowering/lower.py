@@ -13,6 +13,8 @@ from torch import Tensor
 from edgeqat import replay
 from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
+from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering import to_onnx, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
@@ -86,6 +88,8 @@ def _check_runs(
 ) -> None:
     """Loads the file that was written and runs it, so that none is shipped that does neither."""
     ops, path = ", ".join(sorted({o.aten for o in program.float_origins()})), folder / spelling.file_name
+    # Float ops alone have results whose size a runtime's exporter might get wrong.
+    reference = Interpreter(program, ARITHMETICS[spelling.arithmetics[0]]) if ops and spelling.arithmetics else None
     try:
         session = open_session(runtime, path, spelling.engine, 1, spelling.taps)
     except InputError as error:
@@ -96,13 +100,20 @@ def _check_runs(
     for n in BATCHES_TRIED:
         batch = [tensor[torch.arange(n) % len(tensor)] for tensor in inputs]
         try:
-            session.run_with_taps(batch)
+            found, _ = session.run_with_taps(batch)
         except Exception as error:
             # The runtime raises whatever its kernels do.
             raise EdgeqatError(
                 f"the file for {runtime} does not run with a batch of {n} ({replay.reason_of(error)}); it has the "
                 f"float ops {ops or 'none'}: write those that read the batch's size another way"
             ) from error
+        wanted = [] if reference is None else torch.utils._pytree.tree_leaves(reference.run(batch))
+        for name, made, expected in zip(program.outputs, found, wanted, strict=reference is not None):
+            if made.shape != expected.shape:
+                raise EdgeqatError(
+                    f"the file for {runtime} gives {name} the shape {list(made.shape)} with a batch of {n}, wanted "
+                    f"{list(expected.shape)}; it has the float ops {ops}: write those that compute sizes another way"
+                )
 
 
 def _manifest(

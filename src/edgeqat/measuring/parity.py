@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeqat.errors import DataError
+from edgeqat.errors import DataError, InputError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.artifact import Artifact, load_artifact
@@ -65,6 +65,12 @@ class _Tally:
 
     def add(self, found: list[Tensor], expected: list[Tensor]) -> list[int]:
         """Counts a batch; the positions of the outputs that are not equal."""
+        for a, b in zip(found, expected, strict=True):
+            if a.shape != b.shape:
+                raise InputError(
+                    f"the artifact gives an output of shape {list(a.shape)}, the program {list(b.shape)}; it was made "
+                    "from another model, or its float ops compute sizes wrongly: lower it again"
+                )
         unequal = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
         for a, b in zip(found, expected, strict=True):
             self.equal += int((a == b).sum())
