@@ -19,8 +19,10 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "float_bias",
+    "power_of_two_above",
     "quantize",
     "quantize_bias",
+    "range_qparams",
     "scale_for_bias",
     "symmetric_scale",
 ]
@@ -74,7 +76,7 @@ def fake_quantize(
 
 
 def activation_qparams(
-    low: float, high: float, qmin: int, qmax: int, *, symmetric: bool = False
+    low: float, high: float, qmin: int, qmax: int, *, symmetric: bool = False, power_of_two: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero_point whose grid covers [low, high] and represents 0 exactly.
 
@@ -88,6 +90,7 @@ def activation_qparams(
         symmetric: Fix the zero point in the middle, at (qmin + qmax + 1) / 2, and let the larger of |low| and |high|
             be (qmax - qmin) / 2 steps, as torch.ao does. An upper end that is the larger one is clipped by half a
             step, which is what rounding costs any value.
+        power_of_two: Let the scale be the next power of two that is not smaller.
 
     Returns:
         scale (float32, 0-d) and zero_point (int32, 0-d).
@@ -103,14 +106,34 @@ def activation_qparams(
     bounds = torch.tensor([low, high], dtype=torch.float64)
     if not bool(torch.isfinite(bounds).all()):
         raise InputError(f"found the activation range [{low}, {high}], wanted finite bounds")
-    low, high = min(low, 0.0), max(high, 0.0)
+    return range_qparams(bounds[0], bounds[1], qmin, qmax, symmetric=symmetric, power_of_two=power_of_two)
+
+
+def range_qparams(
+    low: Tensor, high: Tensor, qmin: int, qmax: int, *, symmetric: bool, power_of_two: bool
+) -> tuple[Tensor, Tensor]:
+    """What `activation_qparams` gives, of finite bounds that are float64 tensors, 0-d; nothing waits for a device."""
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if symmetric:
-        low, high = -max(-low, high), max(-low, high)
-    width = (high - low) / (qmax - qmin)
-    scale = torch.tensor(max(width, SCALE_FLOOR) if high > low else 1.0, dtype=torch.float64).to(torch.float32)
-    # In the middle, (qmin + qmax) / 2 would lie between two integers: the upper one is torch.ao's.
-    zero_point = (qmin + qmax + 1) // 2 if symmetric else round(qmin - low / float(scale))
-    return scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32)
+        high = torch.maximum(-low, high)
+        low = -high
+    width = ((high - low) / (qmax - qmin)).clamp(min=SCALE_FLOOR)
+    scale = torch.where(high > low, width, torch.ones_like(width)).to(torch.float32)
+    scale = power_of_two_above(scale) if power_of_two else scale
+    if symmetric:
+        # (qmin + qmax) / 2 would lie between two integers: the upper one is torch.ao's.
+        return scale, torch.full_like(scale, float((qmin + qmax + 1) // 2), dtype=torch.int32)
+    return scale, torch.round(qmin - low / scale.double()).clamp(qmin, qmax).to(torch.int32)
+
+
+def power_of_two_above(scale: Tensor) -> Tensor:
+    """The smallest powers of two that are not below positive scales, exactly; float32, the same shape.
+
+    >>> power_of_two_above(torch.tensor([0.25, 0.3]))
+    tensor([0.2500, 0.5000])
+    """
+    mantissa, _ = torch.frexp(scale)  # scale = mantissa * 2**exponent, 0.5 <= mantissa < 1, so the quotient is exact
+    return torch.where(mantissa == 0.5, scale, scale / mantissa)
 
 
 def symmetric_scale(w: Tensor, qmax: int, axis: int | None, floor: Tensor | None = None) -> Tensor:

@@ -114,6 +114,8 @@ class FloatReasons:
             shapes = {tuple(map(str, shape_of(n))) for n in region.form.inputs}
             if not rule.broadcasts and region.form.kind is Kind.ADD and len(shapes) > 1:
                 return f"{rule.name} adds no values of different shapes"
+            if rule.centred and Kind.CLAMP not in rule.kinds and getattr(attrs, "activation", None) is not None:
+                return f"{rule.name} has no integer clamp, which is its ReLU where zero points are in the middle"
             if isinstance(attrs, (ConvAttrs, ConvTransposeAttrs)) and len(attrs.stride) not in rule.conv_dims:
                 return f"{rule.name} has no exact integer conv{len(attrs.stride)}d"
             uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad

@@ -56,8 +56,10 @@ FUNCTIONS: Mapping[str, Function] = {
 """By name. sigmoid, hardsigmoid and tanh have grids that nothing needs to be observed for."""
 
 
-def fixed_grid(function: str, bits: int) -> tuple[Tensor, Tensor] | None:
+def fixed_grid(function: str, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor] | None:
     """The scale (float32, 0-d) and zero_point (int32, 0-d) of a function's result, where its range fixes them.
+
+    `symmetric` puts the zero point in the middle, whatever the range.
 
     >>> fixed_grid("tanh", 8)
     (tensor(0.0078), tensor(128, dtype=torch.int32))
@@ -66,6 +68,8 @@ def fixed_grid(function: str, bits: int) -> tuple[Tensor, Tensor] | None:
     if found is None:
         return None
     low, high = found
+    if symmetric:
+        low, high = -max(-low, high), max(-low, high)
     scale = (high - low) / 2**bits
     return torch.tensor(scale), torch.tensor(round(-low / scale), dtype=torch.int32)
 

@@ -179,7 +179,8 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     """
     recipe, data = work.recipe, work.data
     work.metric  # noqa: B018  refused now, not after training
-    runtimes = [runtime_of(rule.name) for rule in resolve_targets(recipe.export)]
+    exported = resolve_targets(recipe.export)
+    runtimes = [runtime_of(rule.name) for rule in exported]
     if recipe.task.metric == AGREEMENT and recipe.train is not None:
         # Validation while training has no other model's predictions to compare with.
         raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
@@ -189,7 +190,7 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     batch, test_n = recipe.measure.batch, len(data.test)
     if batch > test_n:
         raise DataError(f"measure.batch is {batch}, but there are {test_n} test samples; lower it")
-    for runtime in runtimes:
+    for runtime in dict.fromkeys(rule.runtime for rule in exported):
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
     if recipe.train is not None:
@@ -227,10 +228,10 @@ def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("lower")
     preprocessing, golden = work.data.preprocessing(), work.example(GOLDEN_N)
     for variant in variants:
-        for target in (rule.name for rule in resolve_targets(work.recipe.export)):
-            runtime = runtime_of(target)
+        for rule in resolve_targets(work.recipe.export):
+            runtime = runtime_of(rule.name)
             place = work.folder / "artifacts" / variant.name / runtime
-            variant.artifacts[runtime] = lower(variant.program, target, place, golden, preprocessing)
+            variant.artifacts[runtime] = lower(variant.program, rule.spelled, place, golden, preprocessing)
 
 
 def _verify_all(work: Run, variants: Iterable[Variant]) -> None:

@@ -5,10 +5,9 @@ A plan is the quantized program with empty grids. It can be printed, compared an
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +19,21 @@ from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.islands import build_island, island_inputs
-from edgeqat.graph.patterns import Fusion, Refusal
+from edgeqat.graph.patterns import Fusion
 from edgeqat.graph.replace_blocks import replace_blocks
+from edgeqat.grid_rules import GridRules
 from edgeqat.lookup import FUNCTIONS
-from edgeqat.op_attrs import AveragePoolAttrs, ConstantAttrs, ConvAttrs, LinearAttrs, LookupAttrs, NoAttrs, ViewAttrs
-from edgeqat.plan_table import PlanRow, rows_of
+from edgeqat.op_attrs import (
+    AveragePoolAttrs,
+    ClampAttrs,
+    ConstantAttrs,
+    ConvAttrs,
+    LinearAttrs,
+    LookupAttrs,
+    NoAttrs,
+    ViewAttrs,
+)
+from edgeqat.plan_table import Plan, PlanRow
 from edgeqat.program import BATCH_DIM, PASSTHROUGH, Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import REUSE_INPUT, ActivationConfig, QConfig, WeightConfig
@@ -35,74 +44,6 @@ from edgeqat.target_rules import Target, resolve_targets
 __all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "plan", "plan_graph"]
 
 BATCH_NORM_MODES = ("fold", "live")
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Everything that was decided.
-
-    Attributes:
-        program: The op list, with empty grids.
-        activations: Settings of each grid, by the name of the first value that has it.
-        weights: Settings of each Const, by its name.
-        targets: The runtimes it was made for.
-        folded: Dotted names of the batch norms folded into weights: before training, or by convert if they are live.
-        refusals: What was not fused, and why.
-        batch_norm: "fold" or "live".
-    """
-
-    program: QuantizedProgram
-    activations: Mapping[str, ActivationConfig]
-    weights: Mapping[str, WeightConfig]
-    targets: tuple[str, ...]
-    folded: tuple[str, ...]
-    refusals: tuple[Refusal, ...]
-    batch_norm: str = "fold"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        return self  # nothing changes it
-
-    def rows(self) -> list[PlanRow]:
-        """The plan as a table, an op a row; each op of a float island has its own."""
-        return [row for op in self.program.ops for row in rows_of(self.program, op)]
-
-    def totals(self) -> str:
-        """How many ops run in integers, and how many in float."""
-        integer = sum(row.runs == "INT8" for row in self.rows())
-        return f"{integer} ops in INT8, {len(self.rows()) - integer} in float"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-ready data."""
-        return {
-            "plan_hash": self.program.plan_hash,
-            "targets": list(self.targets),
-            "ops": [asdict(row) for row in self.rows()],
-            "batch_norm": self.batch_norm,
-            "folded": list(self.folded),
-            "refusals": [asdict(refusal) for refusal in self.refusals],
-        }
-
-    def diff(self, other: Plan) -> str:
-        """The lines that differ between the two printed plans, as a unified diff; empty if none does."""
-        return "\n".join(
-            difflib.unified_diff(str(self).splitlines(), str(other).splitlines(), "this", "other", lineterm="", n=0)
-        )
-
-    def __str__(self) -> str:
-        lines = [f"plan for {', '.join(self.targets)}"]
-        for row in self.rows():
-            grids = " ".join(filter(None, [row.grid_in, f"[{row.grid_weight}]" * bool(row.grid_weight)]))
-            text = f"  {row.op}: {row.kind} {row.runs} {grids} -> {row.grid_out}"
-            lines.append(
-                text
-                + f" fused {row.fused}" * bool(row.fused)
-                + f" in {row.group}" * bool(row.group)
-                + f" ({row.reason})" * bool(row.reason)
-            )
-        when = "" if self.batch_norm == "fold" else ", by convert: it is live in training"
-        lines += [f"  folded {name}{when}" for name in self.folded]
-        lines += [f"  not fused {refusal.name}: {refusal.reason}" for refusal in self.refusals]
-        return "\n".join([*lines, self.totals()])
 
 
 def plan(
@@ -152,6 +93,7 @@ class _Planner:
 
     def __init__(self, fused: FusedGraph, mapping: QConfigMapping, rules: tuple[Target, ...], batch_norm: str) -> None:
         self.fused, self.rules, self.batch_norm = fused, rules, batch_norm
+        self.grids = GridRules.of(rules, batch_norm)
         self.reasons = FloatReasons(fused, mapping, rules)
         self.captured = fused.captured
         self.ops: list[Op] = []
@@ -183,7 +125,8 @@ class _Planner:
         qconfig = self.reasons.qconfig_of(region)
         assert region.form is not None and qconfig is not None
         self._flush()
-        self._integer(region, region.form, qconfig)
+        self.grids.check(self.rules, region.name, region.form, qconfig)
+        self._integer(region, region.form, self.grids.follow(qconfig))
 
     def finish(self) -> Plan:
         """Ends the program with float outputs."""
@@ -196,8 +139,8 @@ class _Planner:
             tuple(self.ops), self.values, self.consts, inputs, outputs, self.captured.signature, plan_hash
         )
         names = tuple(rule.name for rule in self.rules)
-        folded = tuple(self.folded)
-        return Plan(program, self.activations, self.weights, names, folded, self.fused.refusals, self.batch_norm)
+        folded, refused = tuple(self.folded), self.fused.refusals
+        return Plan(program, self.activations, self.weights, names, folded, refused, self.batch_norm, self.grids)
 
     def _is_pending(self, node: fx.Node) -> bool:
         # What is collected for a float island gets its value when the island is written down.
@@ -215,8 +158,6 @@ class _Planner:
         return ""
 
     def _integer(self, region: Region, form: Form, qconfig: QConfig) -> None:
-        for rule in self.rules:
-            _check_bits(rule, region, form, qconfig)
         inputs = tuple(self._operand(node, qconfig) for node in form.inputs)
         shape = self.captured.shape_of(region.outputs[0])
         grid: Grid | None
@@ -230,7 +171,7 @@ class _Planner:
             grid, why = self._grid(inputs[0]), f"{keeper} averages on the grid of {inputs[0]}"
         else:
             grid = self._new_grid(region.name, qconfig.result)
-            why = _why_this_grid(form, qconfig)
+            why = _why_this_grid(form, qconfig) + self.grids.note(form.weight is not None)
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
         if form.kind is Kind.LOOKUP:
@@ -255,8 +196,12 @@ class _Planner:
             view = ViewAttrs((-1, channels))
             self.ops.append(Op(Kind.VIEW, (pooled,), (region.name,), view, origins=region.origins))
             return
-        self._value(region.name, shape, grid, why, self._owner(grid, inputs, qconfig))
-        self.ops.append(Op(form.kind, inputs, (region.name,), form.attrs, weight=form.weight, origins=region.origins))
+        made, attrs = self.grids.split(region.name, form.attrs)
+        self._value(made, shape, grid, why, self._owner(grid, inputs, qconfig))
+        self.ops.append(Op(form.kind, inputs, (made,), attrs, weight=form.weight, origins=region.origins))
+        if made != region.name:  # its ReLU is an op of its own
+            self._value(region.name, shape, grid, f"moves the integers of {made}")
+            self.ops.append(Op(Kind.CLAMP, (made,), (region.name,), ClampAttrs(), origins=region.origins[-1:]))
 
     def _gives_float(self, region: Region, form: Form) -> bool:
         if not isinstance(form.attrs, LinearAttrs) or form.attrs.activation is not None:
@@ -355,7 +300,7 @@ class _Planner:
                 twin,
                 value.shape,
                 self._new_grid(name, qconfig.activation),
-                f"enters the integers, {qconfig.activation.describe()} range",
+                f"enters the integers, {qconfig.activation.describe()} range{self.grids.note()}",
                 qconfig.activation,
             )
             self.ops.append(Op(Kind.QUANTIZE, (name,), (twin,), NoAttrs()))
@@ -397,13 +342,3 @@ def _why_this_grid(form: Form, qconfig: QConfig) -> str:
 def _is_depthwise(form: Form, weight_shape: Sequence[int]) -> bool:
     """Whether each output channel of a conv reads one input channel, over a window."""
     return isinstance(form.attrs, ConvAttrs) and weight_shape[1] == 1 and math.prod(weight_shape[2:]) > 1
-
-
-def _check_bits(rule: Target, region: Region, form: Form, qconfig: QConfig) -> None:
-    for config in (qconfig.activation, qconfig.result):
-        if form.kind not in PASSTHROUGH and config.bits not in rule.activation_bits:
-            wanted = ", ".join(map(str, sorted(rule.activation_bits)))
-            raise PlanError(f"{region.name}: found {config.bits}-bit activations, but {rule.name} takes {wanted} bits")
-    if form.weight is not None and qconfig.weight.bits not in rule.weight_bits:
-        wanted = ", ".join(map(str, sorted(rule.weight_bits)))
-        raise PlanError(f"{region.name}: found {qconfig.weight.bits}-bit weights, but {rule.name} takes {wanted} bits")

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
 from edgeqat.recipe_quantize import QuantizeSection, Section
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
+from edgeqat.target_file import is_target_file
+from edgeqat.validation import explain
 
 __all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
 
@@ -168,7 +170,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{name_or_path}: {_explain(error)}") from error
+        raise RecipeError(f"{name_or_path}: {explain(error, Recipe)}") from error
 
 
 def is_dataset_name(name: str) -> bool:
@@ -231,6 +233,9 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
             model["factory"] = _absolute_file(factory, base)
     if isinstance(source, dict) and isinstance(source.get("source"), str):
         source["source"] = _absolute_source(source["source"], base)
+    export = data.get("export")
+    if isinstance(export, list):
+        data["export"] = [str(_absolute(t, base)) if isinstance(t, str) and is_target_file(t) else t for t in export]
     quantize = data.get("quantize")
     if isinstance(quantize, dict) and isinstance(quantize.get("fusions"), list):
         fusions = quantize["fusions"]
@@ -275,33 +280,3 @@ def _absolute_file(target: str, base: Path) -> str:
     """`file.py:callable` with an absolute file; anything else as it is."""
     file, colon, name = target.rpartition(":")
     return f"{_absolute(file, base)}:{name}" if colon and file.endswith(".py") else target
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, with its dotted path."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(known)}"
-        return f"unknown key {path}; {hint}"
-    # pydantic names the class, which is ours.
-    is_section = first["type"] == "model_type"
-    message = "wanted a mapping of keys" if is_section else first["msg"].removeprefix("Value error, ")
-    found = repr(first["input"])
-    return f"{path}: found {found[:80]}: {message[:1].lower()}{message[1:]}"
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
-    return list(section.model_fields)

@@ -217,7 +217,8 @@ def compare(manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Re
     first = first_difference(manifest["checks"], golden, against, values) if inside else None
     first = wrong if first is None else first
     runtime = manifest["runtime"] if manifest["runtime"] == "onnxruntime" else f"{manifest['runtime']}/{engine}"
-    here = arithmetic_here(runtime) == against
+    # ONNX Runtime computes layers over int8 activations in float: none of its integer kernels on x86 take them.
+    here = arithmetic_here(runtime) == against and manifest.get("storage") != "int8"
     owed = max((entry["owed"] for entry in manifest["outputs"].values()), key=OWED.index)
     return Replay(against, here, samples, identical, worst, first, first is None, owed, inside)
 
@@ -354,7 +355,9 @@ def run_onnx(path: Path, feed: dict[str, Any], taps: bytes) -> tuple[dict[str, A
     """Every output by name, and every inner value if there are taps; one thread."""
     model = path.read_bytes()
     # The taps turn every integer tensor of the very same file into an output.
-    return _run_onnx(model, feed), _run_onnx(model + taps, feed) if taps else {}
+    values = _run_onnx(model + taps, feed) if taps else {}
+    # int8 activations are stored 128 less.
+    return _run_onnx(model, feed), {n: v.view(np.uint8) ^ 128 if v.dtype == np.int8 else v for n, v in values.items()}
 
 
 def _run_onnx(model: bytes, feed: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:

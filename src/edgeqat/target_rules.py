@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 from edgeqat.errors import PlanError
 from edgeqat.program import Kind
+from edgeqat.target_file import is_target_file, load_target_file
 
 __all__ = ["TARGETS", "Target", "engine_of", "resolve_targets", "runtime_of", "targets"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The rules of one runtime.
+    """The rules of one runtime, or of a device that a user's file describes.
 
     Attributes:
-        name: The runtime's name, with its engine where it is one engine's rules.
+        name: The runtime's name, with its engine where it is one engine's rules; or the one that the user's file has.
         kinds: Integer ops it has kernels for.
         activation_bits: Widths of activation grids its kernels clamp to.
         weight_bits: Widths of weight grids it can store.
@@ -32,6 +33,12 @@ class Target:
         counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
         broadcasts: Whether operands of additions and products may differ in shape.
         open_sizes: Whether one file takes images of any height and width.
+        symmetric_activations: Whether the zero point of activations is the middle of their integers.
+        power_of_two_activations: Whether scales of activations are powers of two.
+        per_channel_weights: Whether a weight may have a scale for each channel.
+        power_of_two_weights: Whether scales of weights are powers of two.
+        storage: How its file stores the integers of activations: "uint8", or "int8", which is 128 less.
+        file: The user's file that it was read from; None for what is built in.
     """
 
     name: str
@@ -46,6 +53,27 @@ class Target:
     counts_padding: bool = False
     broadcasts: bool = True
     open_sizes: bool = True
+    symmetric_activations: bool = False
+    power_of_two_activations: bool = False
+    per_channel_weights: bool = True
+    power_of_two_weights: bool = False
+    storage: str = "uint8"
+    file: str | None = None
+
+    @property
+    def runtime(self) -> str:
+        """What runs its files: the runtime itself; for a user's own target, which is spelled in ONNX, ONNX Runtime."""
+        return runtime_of(self.name) if self.file is None else "onnxruntime"
+
+    @property
+    def spelled(self) -> str:
+        """What a target is named by: its name; or, of a user's own, its file."""
+        return self.name if self.file is None else self.file
+
+    @property
+    def centred(self) -> bool:
+        """Whether every zero point is the middle, that of a rectified value too: int8 with zero points of 0."""
+        return self.symmetric_activations and self.storage == "int8"
 
 
 ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
@@ -127,21 +155,26 @@ def engine_of(target: str) -> str | None:
 
 
 def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
-    """The rules of the named targets.
+    """The rules of the named targets; a name that ends in .yaml or .yml is the path of a user's own.
 
     Raises:
-        PlanError: A name is unknown, its runtime is not supported yet, or two names conflict.
+        PlanError: A name is unknown, its runtime is not supported yet, two names conflict, or a file cannot be used.
     """
     given = [target] if isinstance(target, str) else list(target)
     if not given:
         raise PlanError(f"found no target, wanted at least one of {', '.join(TARGETS)}")
     names = [name for item in given for name in (PORTABLE if item == "portable" else (item,))]
     engines: dict[str, str] = {}
+    found = {name: _own_target(name) if is_target_file(name) else TARGETS.get(name) for name in names}
+    _check_distinct([rule for rule in found.values() if rule is not None])
     for name in names:
+        if is_target_file(name):
+            continue
         if runtime_of(name) in PLANNED:
             raise PlanError(f"the runtime {name!r} is not supported yet; supported: {', '.join(TARGETS)}")
         if name not in TARGETS:
-            raise PlanError(f"found the runtime {name!r}, wanted one of {', '.join(TARGETS)}, portable")
+            known = ", ".join(TARGETS)
+            raise PlanError(f"found the runtime {name!r}, wanted one of {known}, portable, or a .yaml file")
         other = engines.setdefault(runtime_of(name), name)
         if other != name:
             rule = _conflict(TARGETS[other], TARGETS[name])
@@ -149,7 +182,38 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
                 f"the targets {other} and {name} conflict ({rule}), and a runtime has one file; name one of them, "
                 f"or {runtime_of(name)} for a file that is exact with every exact engine"
             )
-    return tuple(TARGETS[name] for name in dict.fromkeys(names))
+    return tuple(rule for rule in found.values() if rule is not None)
+
+
+def _own_target(path: str) -> Target:
+    """The rules that a user's file describes."""
+    given = load_target_file(path)
+    if runtime_of(given.name) in (*map(runtime_of, TARGETS), *PLANNED, "portable"):
+        raise PlanError(f"{path}: name: found {given.name!r}, which edgeqat knows already; choose another name")
+    return Target(
+        name=given.name,
+        kinds=ALL_KINDS if given.ops is None else frozenset({*given.ops, Kind.QUANTIZE, Kind.DEQUANTIZE}),
+        activation_bits=frozenset(given.activations.bits),
+        weight_bits=frozenset(given.weights.bits),
+        float_logits=given.float_logits,
+        note=given.note,
+        conv_dims=frozenset(given.conv_dims),
+        pools_keep_grid=given.pools_keep_grid,
+        symmetric_activations=given.activations.symmetric,
+        power_of_two_activations=given.activations.power_of_two,
+        per_channel_weights=given.weights.per_channel,
+        power_of_two_weights=given.weights.power_of_two,
+        storage=given.storage,
+        file=path,
+    )
+
+
+def _check_distinct(rules: Sequence[Target]) -> None:
+    """A target's name is that of the folder its artifact is written to."""
+    files: dict[str, str] = {}
+    for rule in rules:
+        if files.setdefault(rule.name, rule.spelled) != rule.spelled:
+            raise PlanError(f"{files[rule.name]} and {rule.spelled} have the name {rule.name!r}; rename one of them")
 
 
 def _conflict(a: Target, b: Target) -> str:

@@ -7,6 +7,7 @@ training seeds its own generators. So a resumed run ends with the bits of an uni
 from __future__ import annotations
 
 import copy
+import hashlib
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from edgeqat.data.fingerprint import fingerprint
 from edgeqat.errors import DataError, TrainingError
 from edgeqat.factory import build_fusions, build_loss, build_mapping
 from edgeqat.graph.patterns import patterns_of
+from edgeqat.grid_rules import GridRules
 from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
 from edgeqat.planning import Plan
@@ -24,12 +26,13 @@ from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.target_rules import resolve_targets
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.loop import Epoch, fit
 from edgeqat.train.store import CheckpointStore, RunIdentity
 
-__all__ = ["open_store", "train_and_convert"]
+__all__ = ["open_store", "plan_hash", "train_and_convert"]
 
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
@@ -38,10 +41,14 @@ FINE_TUNE_GRAD_NORM = 1.0
 def open_store(work: Run, planned: Plan) -> CheckpointStore:
     """The checkpoints of a run."""
     recipe = work.recipe
-    identity = RunIdentity(
-        recipe.model_dump(mode="json"), recipe.sha256(), planned.program.plan_hash, fingerprint(work.data)
-    )
+    identity = RunIdentity(recipe.model_dump(mode="json"), recipe.sha256(), plan_hash(planned), fingerprint(work.data))
     return CheckpointStore(work.folder / "checkpoints", identity, work.metric.higher_is_better, work.monitor.line)
+
+
+def plan_hash(planned: Plan) -> str:
+    """The plan's hash; with what targets of one's own want of its grids, for their files may have been changed."""
+    own, rules = planned.program.plan_hash, planned.grid_rules
+    return own if rules == GridRules() else hashlib.sha256(f"{own} {rules}".encode()).hexdigest()
 
 
 def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:
@@ -147,6 +154,7 @@ def _fit(
             metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
         work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
 
+    target = resolve_targets(work.recipe.export)[0]
     try:
         with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
             fit(
@@ -164,7 +172,7 @@ def _fit(
                 validation_batches=work.batches(work.data.validation),
                 metric=work.metric,
                 # What will be shipped is validated; where its arithmetic is not known, the simulation is.
-                exact=arithmetic_here(work.recipe.export[0]),
+                exact=arithmetic_here(target.name if target.file is None else target.runtime),
                 on_step=advance,
                 on_epoch=tell,
                 start=start,

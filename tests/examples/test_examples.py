@@ -30,6 +30,7 @@ def test_example(name: str, tmp_path: Path) -> None:
             "converted: 23 integer ops, 0 in float",
             "with squeeze-excite in float: 10 ops in float",
         ],
+        "user_target.py": ["100% of the outputs are bit-identical", "weight 2**-", "zero point 128"],
         "observers.py": ["torch.ao's objects give the same plan", "fc: linear float"],
         "residuals.py": ["100% of the outputs are bit-identical", "QLinearAdd", "QLinearConcat", "QLinearMul"],
         "full_pipeline.py": ["onnxruntime: 100.00% of the logits", "torchscript: 100.00% of the logits"],

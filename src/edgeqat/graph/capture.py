@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from edgeqat.errors import CaptureError
 from edgeqat.graph.capture_error import UNKNOWN_OUTPUT, explain
 from edgeqat.graph.example import check_float32, example_call
+from edgeqat.graph.functionalize import BATCH_NORMS, make_functional, source_line
 from edgeqat.graph.normalize import normalize
 from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
 from edgeqat.graph.output_types import register_output_dataclasses
@@ -41,34 +42,6 @@ __all__ = ["CapturedGraph", "capture", "innermost_module"]
 
 aten = torch.ops.aten
 
-IN_PLACE = {
-    aten.relu_.default: aten.relu.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.relu6_.default: aten.relu6.default,
-    aten.add_.Tensor: aten.add.Tensor,
-    aten.sub_.Tensor: aten.sub.Tensor,
-    aten.mul_.Tensor: aten.mul.Tensor,
-    aten.div_.Tensor: aten.div.Tensor,
-    aten.silu_.default: aten.silu.default,
-    aten.mish_.default: aten.mish.default,
-    aten.hardswish_.default: aten.hardswish.default,
-    aten.hardsigmoid_.default: aten.hardsigmoid.default,
-    aten.leaky_relu_.default: aten.leaky_relu.default,
-    aten.elu_.default: aten.elu.default,
-    aten.selu_.default: aten.selu.default,
-    aten.celu_.default: aten.celu.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.tanh_.default: aten.tanh.default,
-    aten.neg_.default: aten.neg.default,
-    aten.abs_.default: aten.abs.default,
-    aten.exp_.default: aten.exp.default,
-    aten.dropout_.default: aten.dropout.default,
-    aten.clamp_.default: aten.clamp.default,
-    aten.clamp_min_.default: aten.clamp_min.default,
-    aten.clamp_max_.default: aten.clamp_max.default,
-    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
-    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
-}
 DROPOUTS: Mapping[Any, Callable[[float], nn.Module]] = {
     aten.dropout.default: nn.Dropout,
     aten.feature_dropout.default: nn.Dropout2d,
@@ -76,8 +49,6 @@ DROPOUTS: Mapping[Any, Callable[[float], nn.Module]] = {
     aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
 }
 """What is put back where a function of torch's drops out; a module is put back as it is."""
-
-NO_OPS = frozenset({aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default})
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +135,7 @@ def capture(
     root, graph = nn.Module(), module.graph
     graph.owning_module = None  # its targets are looked up under `root` from here on
     _adopt_state(root, module, graph)
-    _make_functional(graph)
+    make_functional(graph)
     origins = {n.name: _origin(n) for n in graph.nodes if n.op == "call_function"}
     outside = strip_stubs(graph)
     _restore_batch_norm(graph, root, own)
@@ -267,49 +238,6 @@ def _adopt_state(root: nn.Module, module: nn.Module, graph: fx.Graph) -> None:
         owner.register_buffer(leaf, constant.detach().clone(), persistent=False)
 
 
-def _make_functional(graph: fx.Graph) -> None:
-    """Turns in-place ops into functional ones and drops guards, no-ops and assertions."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if node.op == "call_module" or (node.op == "call_function" and "_assert" in str(node.target)):
-            graph.erase_node(node)  # export's guard on the inputs' sizes: our own check replaces it
-        elif node.target in NO_OPS or _slices_nothing(node) or _pads_nothing(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif node.target in IN_PLACE:
-            changed = node.args[0]
-            # What reads the tensor after it was changed must read the result.
-            changed.replace_all_uses_with(node, lambda user, n=node: position[user] > position[n])
-            node.target = IN_PLACE[node.target]
-        elif node.op == "call_function" and _mutates(node.target):
-            raise CaptureError(
-                f"found the in-place op {node.target} at {_source_line(node)}, wanted a functional one: "
-                "write the assignment out of place"
-            )
-
-
-def _slices_nothing(node: fx.Node) -> bool:
-    """Whether a node is the x[:] that torch.export writes for every dimension left alone."""
-    if node.target is not aten.slice.Tensor:
-        return False
-    _, _, start, stop, *step = node.args
-    return start in (None, 0) and stop in (None, 2**63 - 1) and step in ([], [1])
-
-
-def _pads_nothing(node: fx.Node) -> bool:
-    """Whether a node is the padding by zero elements of a conv with a padding_mode and no padding."""
-    pads: Any = node.args[1] if node.target is aten.pad.default else None
-    return pads is not None and not any(pads)
-
-
-def _mutates(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    return schema is not None and schema.is_mutable and target not in BATCH_NORMS
-
-
-BATCH_NORMS = frozenset({aten.batch_norm.default})
-
-
 def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:
     """Makes batch norms modules again: the user's own, so that eps, momentum and affine are untouched."""
     for node in list(graph.nodes):
@@ -380,7 +308,7 @@ def _flatten_output(graph: fx.Graph, exported: torch.export.ExportedProgram) -> 
 def _origin(node: fx.Node) -> Origin:
     path, type_name = _innermost(node)
     op = node.target.__name__ if node.target is operator.getitem else str(node.target).removesuffix(".default")
-    return Origin(path, type_name.rsplit(".", 1)[-1], op, _source_line(node))
+    return Origin(path, type_name.rsplit(".", 1)[-1], op, source_line(node))
 
 
 def _innermost(node: fx.Node) -> tuple[str, str]:
@@ -393,9 +321,3 @@ def _innermost(node: fx.Node) -> tuple[str, str]:
 def innermost_module(node: fx.Node) -> str:
     """Dotted name of the module whose forward computes a node; "" for the model itself, or where it is not known."""
     return _innermost(node)[0]
-
-
-def _source_line(node: fx.Node) -> str:
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
-    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""

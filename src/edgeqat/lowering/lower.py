@@ -18,12 +18,13 @@ from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering import to_onnx, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
+from edgeqat.lowering.own_target import check_follows
 from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
 from edgeqat.program import Kind, Op, QuantizedProgram
 from edgeqat.signature import Batch
-from edgeqat.target_rules import engine_of, resolve_targets, runtime_of
+from edgeqat.target_rules import Target, engine_of, resolve_targets
 from edgeqat.version import __version__
 
 __all__ = ["lower"]
@@ -53,13 +54,14 @@ def lower(
 
     Args:
         program: What `convert` returned.
-        runtime: "onnxruntime", "torchscript", or "torchscript/ENGINE" for a file of one engine.
+        runtime: "onnxruntime", "torchscript", or "torchscript/ENGINE" for a file of one engine; or the YAML file of a
+            target of your own, which gets an ONNX file in QDQ form.
         out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
         preprocessing: What the manifest says of mean, std, layout and labels.
 
     Raises:
-        PlanError: The runtime is unknown.
+        PlanError: The runtime is unknown, or the program is not what your own target takes.
         MissingRuntimeError: Its packages are not installed.
         EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
         OutputError: The folder cannot be written, or holds something else than an artifact.
@@ -71,16 +73,23 @@ def lower(
     for tensor in inputs:
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("found NaN or infinite golden inputs, wanted finite ones")
-    spelling = SPELLINGS[runtime_of(target.name)](program, engine_of(target.name))
+    spelling = _spell(program, target)
     with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
-        _check_runs(program, runtime_of(target.name), spelling, temporary, inputs)
+        _check_runs(program, target.runtime, spelling, temporary, inputs)
         golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
-        manifest = _manifest(program, runtime_of(target.name), spelling, temporary, inputs, preprocessing)
+        manifest = _manifest(program, target, spelling, temporary, inputs, preprocessing)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
+
+
+def _spell(program: QuantizedProgram, target: Target) -> Spelling:
+    if target.file is None:
+        return SPELLINGS[target.runtime](program, engine_of(target.name))
+    check_follows(program, target)
+    return to_onnx.spell(program, None, target.storage)
 
 
 def _check_runs(
@@ -118,7 +127,7 @@ def _check_runs(
 
 def _manifest(
     program: QuantizedProgram,
-    runtime: str,
+    target: Target,
     spelling: Spelling,
     folder: Path,
     inputs: list[Tensor],
@@ -131,7 +140,9 @@ def _manifest(
     return {
         "schema": 1,
         "edgeqat": __version__,
-        "runtime": runtime,
+        "runtime": target.runtime,
+        "target": target.name,
+        "storage": target.storage,
         "engine": spelling.engine,
         "model": spelling.file_name,
         "plan_hash": program.plan_hash,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from edgeqat.lowering.onnx_session import OnnxSession
-from edgeqat.lowering.onnx_writer import IR_VERSION, OPSET, Writer
+from edgeqat.lowering.onnx_writer import INT8_SHIFT, IR_VERSION, OPSET, STORED_MAX, Writer
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Op, QuantizedProgram
 
@@ -38,7 +38,10 @@ def gather(writer: Writer, op: Op) -> None:
     """Adds the nodes that look each integer up in the table of `op`."""
     data = writer.program.consts[op.name].data
     assert data is not None
-    table = writer.initializer(writer.own_name(f"{op.name}:table"), data.numpy())
+    stored = writer.stored(data.numpy())
+    if writer.storage == "int8":  # a negative index counts from the end: entry 128 is that of -128, the first of all
+        stored = np.roll(np.pad(stored, (0, STORED_MAX + 1 - len(stored)), mode="edge"), -INT8_SHIFT)
+    table = writer.initializer(writer.own_name(f"{op.name}:table"), stored)
     int32 = writer.onnx.TensorProto.INT32
     writer.node("Gather", [table, writer.result("i", "Cast", [op.inputs[0]], {"to": int32})], op.name, {"axis": 0})
 
@@ -91,7 +94,7 @@ def _number(writer: Writer, value: float) -> str:
 
 
 def _quantize(writer: Writer, y: str, op: Op, name: str) -> None:
-    writer.node("QuantizeLinear", [y, *writer.grid(op.name)], name)
+    writer.quantize(y, op.name, name)
 
 
 def _plain(op_type: str, *attributes: str) -> Callable[..., None]:

@@ -62,7 +62,7 @@ class OnnxSession:
         if self._tapped is None:
             self._tapped = OnnxSession(self._model + self._taps, self._threads)
         everything = dict(zip(self._tapped.outputs, self._tapped.run(inputs), strict=True))
-        return outputs, {name: value for name, value in everything.items() if name not in self.outputs}
+        return outputs, {name: _unsigned(v) for name, v in everything.items() if name not in self.outputs}
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Every output, for the inputs in the model's order."""
@@ -76,6 +76,11 @@ class OnnxSession:
     def run_raw(self, feed: dict[str, np.ndarray[Any, Any]]) -> None:
         """One call and nothing else: what a latency measurement times."""
         self._session.run(None, feed)
+
+
+def _unsigned(integers: Tensor) -> Tensor:
+    """Activations as integers 0..255: int8 ones are stored 128 less."""
+    return integers.view(torch.uint8) ^ 128 if integers.dtype == torch.int8 else integers
 
 
 def optimized_ops(model: bytes) -> Counter[str]:

@@ -23,6 +23,9 @@ NONE: Attributes = MappingProxyType({})
 OPSET = 18
 IR_VERSION = 8
 
+STORED_MAX = 255
+INT8_SHIFT = 128
+
 
 def import_onnx() -> Any:
     """The onnx package with what it does not import by itself.
@@ -46,12 +49,13 @@ class Writer:
     Attributes:
         nodes: In order.
         initializers: By name.
+        storage: "uint8" or "int8": how activations are stored.
         weights: The dequantized weights there are already, so that a weight used twice is stored once.
     """
 
-    def __init__(self, program: QuantizedProgram) -> None:
+    def __init__(self, program: QuantizedProgram, storage: str = "uint8") -> None:
         self.onnx = import_onnx()
-        self.program = program
+        self.program, self.storage = program, storage
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.weights: dict[str, str] = {}
@@ -98,8 +102,16 @@ class Writer:
         if self.program.values[op.name].grid is None:
             self.node(op_type, inputs, made, attributes)
             return
-        result = self.result("f", op_type, inputs, attributes)
-        self.node("QuantizeLinear", [result, *self.grid(op.name)], made)
+        self.quantize(self.result("f", op_type, inputs, attributes), op.name, made)
+
+    def quantize(self, floats: str, like: str, made: str) -> None:
+        """Adds what brings a float tensor to the grid of the value `like`: a Clip where it ends before its storage."""
+        grid = self.program.grid_of(like)
+        if grid.qmax == STORED_MAX:
+            self.node("QuantizeLinear", [floats, *self.grid(like)], made)
+            return
+        wide = self.result("q", "QuantizeLinear", [floats, *self.grid(like)])
+        self.node("Clip", [wide, "", self.constant(self.stored(np.asarray(grid.qmax)))], made)
 
     def dequantize(self, name: str) -> str:
         """The float tensor of a value with a grid; one DequantizeLinear serves all its consumers."""
@@ -116,8 +128,24 @@ class Writer:
         grid = self.program.grid_of(name)
         if id(grid) not in self._grids:
             scale, zero_point = grid.filled()
-            self._grids[id(grid)] = (self.constant(scalar(scale)), self.constant(storage(grid, zero_point)))
+            self._grids[id(grid)] = (self.constant(scalar(scale)), self.constant(self._zero_point(grid, zero_point)))
         return self._grids[id(grid)]
+
+    def _zero_point(self, grid: Grid, zero_point: Tensor) -> np.ndarray[Any, Any]:
+        """A zero point as it is stored, 0-d.
+
+        Raises:
+            EdgeqatError: The grid's integers do not fit uint8.
+        """
+        if grid.qmin != 0 or grid.qmax > STORED_MAX:
+            raise EdgeqatError(f"found the activation grid {grid.qmin}..{grid.qmax}, wanted one that uint8 stores")
+        return self.stored(np.asarray(int(zero_point)))
+
+    def stored(self, integers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Integers 0..255 of activations in the type they are stored in: int8 ones are 128 less."""
+        if self.storage == "uint8":
+            return np.asarray(integers, np.uint8)
+        return np.asarray(integers.astype(np.int16) - INT8_SHIFT, np.int8)
 
     def fresh(self, prefix: str) -> str:
         """A new name."""
@@ -151,14 +179,3 @@ def scalar(scale: Tensor) -> np.ndarray[Any, Any]:
     """A 0-d float32 array."""
     # np.asarray keeps it 0-d.
     return np.asarray(scale.numpy(), dtype=np.float32)
-
-
-def storage(grid: Grid, zero_point: Tensor) -> np.ndarray[Any, Any]:
-    """A zero point as uint8, 0-d.
-
-    Raises:
-        EdgeqatError: The grid's integers do not fit uint8.
-    """
-    if grid.qmin != 0 or grid.qmax > 255:
-        raise EdgeqatError(f"found the activation grid {grid.qmin}..{grid.qmax}, wanted one that uint8 stores")
-    return np.asarray(int(zero_point), dtype=np.uint8)

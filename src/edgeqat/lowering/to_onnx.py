@@ -47,13 +47,13 @@ ORT_SEES_THROUGH = frozenset(
 """Ops that its optimiser removes, merges into the layer, or behind which it moves the DequantizeLinear before them."""
 
 
-def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
-    """The ONNX file of a program; `engine` is of no meaning here.
+def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8") -> Spelling:
+    """The ONNX file of a program; `engine` is of no meaning here, and `storage` is that of activations.
 
     Raises:
         MissingRuntimeError: onnx or onnxruntime is not installed.
     """
-    model = spell_model(program)
+    model = spell_model(program, storage)
     data: bytes = model.SerializeToString(deterministic=True)
     return Spelling(
         file_name="model.onnx",
@@ -62,31 +62,31 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         arithmetics=("onnxruntime/x86",),
         payload_bytes=payload_bytes(model),
         runtime_ops=optimized_ops(data),
-        taps=taps_suffix(program),
+        taps=taps_suffix(program, storage),
     )
 
 
-def spell_model(program: QuantizedProgram) -> onnx.ModelProto:
+def spell_model(program: QuantizedProgram, storage: str = "uint8") -> onnx.ModelProto:
     """The ONNX model of a program: QDQ form, dynamic batch, no metadata; passes onnx.checker.
 
     Raises:
         MissingRuntimeError: onnx is not installed.
     """
     onnx = import_onnx()
-    model = _Speller(program).model()
+    model = _Speller(program, storage).model()
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def taps_suffix(program: QuantizedProgram) -> bytes:
+def taps_suffix(program: QuantizedProgram, storage: str = "uint8") -> bytes:
     """Bytes that, appended to the model file, make every value with a grid an output.
 
     Concatenating serialised protobuf messages merges them, so a device with nothing but the runtime can look
     inside the very file it runs.
     """
     onnx = import_onnx()
-    names = program.tapped()
-    outputs = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names]
+    dtype = onnx.TensorProto.UINT8 if storage == "uint8" else onnx.TensorProto.INT8
+    outputs = [onnx.helper.make_tensor_value_info(n, dtype, None) for n in program.tapped()]
     suffix: bytes = onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()
     return suffix
 
@@ -105,11 +105,11 @@ def payload_bytes(model: onnx.ModelProto) -> int:
 class _Speller:
     """Writes the nodes of each op in program order."""
 
-    def __init__(self, program: QuantizedProgram) -> None:
-        self.program, self.writer = program, Writer(program)
+    def __init__(self, program: QuantizedProgram, storage: str) -> None:
+        self.program, self.writer = program, Writer(program, storage)
         self.islands = Islands(program, OPSET)
         self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
-        self.exact = exact_in_kernels(program)
+        self.exact = exact_in_kernels(program) if storage == "uint8" else frozenset()
 
     def model(self) -> onnx.ModelProto:
         for op in self.program.ops:
@@ -123,13 +123,13 @@ class _Speller:
             self._float_island(op, nodes)
             w.initializers |= {t.name: t for t in initializers}
         elif op.kind is Kind.QUANTIZE:
-            w.node("QuantizeLinear", [op.inputs[0], *w.grid(op.name)], op.name)
+            w.quantize(op.inputs[0], op.name, op.name)
         elif op.kind is Kind.DEQUANTIZE:
             w.node("DequantizeLinear", [op.inputs[0], *w.grid(op.inputs[0])], op.name)
         elif op.kind is Kind.CONSTANT:
             data = self.program.consts[op.name].data
             assert data is not None
-            w.initializer(op.name, data.numpy())
+            w.initializer(op.name, w.stored(data.numpy()))
         elif op.kind in WEIGHTED:
             weighted(w, op)
         elif op.kind in COMBINED:

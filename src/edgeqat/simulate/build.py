@@ -19,6 +19,7 @@ from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.graph.patterns import Fusion
 from edgeqat.graph.replace_blocks import replace_blocks
+from edgeqat.grid_rules import activation_of
 from edgeqat.lookup import fixed_grid
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.planning import Plan, plan_graph
@@ -27,6 +28,7 @@ from edgeqat.signature import Batch
 from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, SharedGrid
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.op_parameters import OpParameters
+from edgeqat.simulate.operand_quantizer import OperandQuantizer
 from edgeqat.simulate.parameter_quantizers import BiasQuantizer, WeightQuantizer
 from edgeqat.simulate.quantizers import key_of
 
@@ -56,7 +58,8 @@ def prepare(
     Args:
         model: An unmodified float module.
         example_inputs: A tensor, tuple (positional) or dict (keyword) of inputs; dimension 0 is the batch.
-        target: The runtime, or several that one plan must satisfy.
+        target: The runtime, or several that one plan must satisfy; or the path of a YAML file that describes a target
+            of your own.
         qconfig_mapping: QConfigMapping or QConfig, ours or torch.ao's; None for the target's default.
         fusions: FusionPatterns, each of whose blocks is quantized as one or replaced before capture; and lists of
             module names that must become one region.
@@ -126,7 +129,9 @@ class _Builder:
 
     def _region(self, region: Region) -> None:
         # A mean without keepdim became a pool and a view; the pool is what reads the region's input.
-        op = self.ops.get(f"{region.name}:pooled", self.ops.get(region.name))
+        # A ReLU that is an op of its own follows what it was fused into, whose quantizer does what it does.
+        op = self.ops.get(f"{region.name}:unclamped", self.ops.get(region.name))
+        op = self.ops.get(f"{region.name}:pooled", op)
         if op is None:  # float, or dropout: as it was
             for node in region.nodes:
                 self.made[node] = self._copy(node)
@@ -140,8 +145,8 @@ class _Builder:
             result = self.graph.node_copy(anchor, lambda n: inputs[n] if n in inputs else self._read(n))
         name = op.name
         if name in self.plan.activations:
-            activation = getattr(op.attrs, "activation", None)
-            result = self._quantize(name, activation, result)
+            assert region.form is not None
+            result = self._quantize(name, activation_of(region.form.attrs), result)
         elif op.kind is Kind.AVERAGE_POOL and self.plan.program.values[name].grid is not None:
             owner = self.quantizers[self._grid_owner(name)]
             assert isinstance(owner, ActivationQuantizer)
@@ -185,7 +190,8 @@ class _Builder:
     def _add_weight_quantizer(self, name: str) -> None:
         if name not in self.quantizers:
             grid, parameter = self.plan.program.consts[name].grid, self.root.get_parameter(name)
-            self.quantizers[name] = WeightQuantizer(name, self.plan.weights[name], grid, parameter)
+            power_of_two = bool(self.plan.grid_rules.power_of_two_weights)
+            self.quantizers[name] = WeightQuantizer(name, self.plan.weights[name], grid, parameter, power_of_two)
 
     def _grid_owner(self, value: str) -> str:
         """The first value on the grid of `value`."""
@@ -208,16 +214,19 @@ class _Builder:
     def _new_quantizer(self, name: str, activation: str | None) -> ActivationQuantizer:
         config, op, fixed = self.plan.activations[name], self.makers.get(name), None
         constant = op is not None and (op.kind is Kind.CONSTANT or op.inputs[0] in self.unchanging)
+        rules = self.plan.grid_rules
+        symmetric = bool(rules.symmetric)
         if op is not None and isinstance(op.attrs, LookupAttrs):
-            fixed = fixed_grid(op.attrs.function, config.bits)
+            fixed = fixed_grid(op.attrs.function, config.bits, symmetric)
         elif op is not None and op.kind is Kind.QUANTIZE and op.inputs[0] in self.probabilities:
-            fixed = fixed_grid("sigmoid", config.bits)
+            fixed = fixed_grid("sigmoid", config.bits, symmetric)
         if fixed is not None:
             config = replace(config, learned=False)
         elif constant:
             config = replace(config, observer="minmax", observer_args=(), learned=False)
         saves_bytes = self.plan.batch_norm == "live"
-        return ActivationQuantizer(name, config, activation, fixed, constant, saves_bytes)
+        kind = OperandQuantizer if constant and fixed is None else ActivationQuantizer
+        return kind(name, config, activation, fixed, constant, saves_bytes, rules)
 
     def _read(self, node: fx.Node) -> fx.Node:
         """The copy of a captured node; parameters and sizes are copied where they are first read."""

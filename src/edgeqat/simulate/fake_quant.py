@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PhaseError
+from edgeqat.grid_rules import GridRules
 from edgeqat.qconfig import ActivationConfig
 from edgeqat.simulate.gradients import (
     ClampBounds,
@@ -29,6 +30,8 @@ from edgeqat.simulate.observers import Observer, make_observer, observed_range
 __all__ = ["FREEDOM", "ActivationQuantizer", "Quantizer", "SharedGrid"]
 
 RELU6_TOP = 6.0
+
+NO_RULES = GridRules()
 
 FREEDOM = 8.0
 """A learned scale stays within this factor of the calibrated one. Training that wants to go further has diverged; a
@@ -53,6 +56,8 @@ class ActivationQuantizer(Quantizer):
         offset: float32 parameter, 0-d, the real value of integer 0, where the range is learned and neither symmetry
             nor an activation function fixes its lower end.
         middle: The zero point of a symmetric grid; 0 on others.
+        lowest: The smallest integer that values are clamped to: qmin; the middle of a symmetric grid behind a ReLU,
+            which is where the ReLU then clamps.
         limits: float32 buffer, [2]: smallest and largest scale, where the range is learned.
         fixed: (scale, zero_point) of a grid that the function before it fixes, such as a sigmoid's; None where
             calibration finds it.
@@ -75,14 +80,18 @@ class ActivationQuantizer(Quantizer):
         fixed: tuple[Tensor, Tensor] | None = None,
         constant: bool = False,
         saves_bytes: bool = False,
+        rules: GridRules = NO_RULES,
     ) -> None:
         super().__init__(name)
         self.saves_bytes, self.fixed, self.constant = saves_bytes, fixed, constant
         self.qmin, self.qmax = 0, 2**config.bits - 1
         self.config = config
         self.activation = activation
-        self.symmetric = config.symmetric and activation is None  # behind a ReLU half the grid would lie idle
+        # Behind a ReLU half the grid lies idle, so it is symmetric only where a target insists.
+        self.symmetric = config.symmetric and (activation is None or bool(rules.centred))
+        self.power_of_two = bool(rules.power_of_two_activations)
         self.middle = (self.qmin + self.qmax + 1) // 2 if self.symmetric else 0
+        self.lowest = self.middle if activation is not None else self.qmin
         if config.learned:
             self.scale = nn.Parameter(torch.tensor(math.nan))
             anchored = activation is not None or self.symmetric
@@ -99,6 +108,18 @@ class ActivationQuantizer(Quantizer):
     def calibrated(self) -> bool:
         """Whether it has a grid."""
         return bool(torch.isfinite(self.scale.detach()))
+
+    @property
+    def highest(self) -> int:
+        """The largest integer that values are clamped to: qmax, or where 6 is behind a ReLU6.
+
+        Only a scale that is a power of two leaves room above 6.
+        """
+        top: int = self.qmax
+        if not self.power_of_two or self.activation != "relu6":
+            return top
+        scale, zero_point = self.grid()
+        return min(top, int(zero_point) + round(RELU6_TOP / float(scale)))
 
     def start_observing(self) -> None:
         """Begins calibration with a fresh observer; a fixed grid needs none, but must see that data came."""
@@ -125,7 +146,11 @@ class ActivationQuantizer(Quantizer):
             low = 0.0  # the clamp at zero is the ReLU, so the grid starts there
         if self.activation == "relu6":
             high = min(high, RELU6_TOP)
-        self.set_grid(*affine.activation_qparams(low, high, self.qmin, self.qmax, symmetric=self.symmetric))
+        self.set_grid(
+            *affine.activation_qparams(
+                low, high, self.qmin, self.qmax, symmetric=self.symmetric, power_of_two=self.power_of_two
+            )
+        )
         self.observer = None
 
     def set_grid(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -137,7 +162,8 @@ class ActivationQuantizer(Quantizer):
             else:
                 self.limits.copy_(torch.stack([scale / FREEDOM, scale * FREEDOM]))
                 if self.activation == "relu6":  # the top of its grid is the clamp at 6
-                    self.limits[1].clamp_(max=affine.activation_qparams(0.0, RELU6_TOP, self.qmin, self.qmax)[0])
+                    top = affine.activation_qparams(0.0, RELU6_TOP, self.qmin, self.qmax, symmetric=self.symmetric)
+                    self.limits[1].clamp_(max=top[0])
                 if self.offset is not None:
                     self.offset.copy_(-zero_point * scale)
         self.read_grid()
@@ -156,7 +182,7 @@ class ActivationQuantizer(Quantizer):
 
     def _learned_integers(self) -> Integers:
         """Those that the gradients count in: a symmetric grid's are signed, around its zero point."""
-        return Integers(self.qmin - self.middle, self.qmax - self.middle)
+        return Integers(self.lowest - self.middle, self.qmax - self.middle)
 
     def read_grid(self) -> None:
         """Keeps a frozen grid as Python numbers, from where `bounds` takes it."""
@@ -164,7 +190,7 @@ class ActivationQuantizer(Quantizer):
         if self.calibrated and not self.config.learned:
             scale, zero_point = self.grid()
             rectified = self.activation is not None
-            self._bounds = ClampBounds.of(float(scale), int(zero_point), self.qmin, self.qmax, rectified)
+            self._bounds = ClampBounds.of(float(scale), int(zero_point), self.lowest, self.highest, rectified)
 
     def bounds(self) -> ClampBounds:
         """A frozen grid as Python numbers.

@@ -24,6 +24,7 @@ from edgeqat.program import Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.program_hash import hash_grids
 from edgeqat.simulate.fake_quant import ActivationQuantizer
 from edgeqat.simulate.op_parameters import OpParameters
+from edgeqat.simulate.operand_quantizer import OperandQuantizer
 from edgeqat.simulate.parameter_quantizers import WeightQuantizer
 from edgeqat.simulate.phases import CONVERTED
 
@@ -93,9 +94,11 @@ def freeze(sim: Simulation) -> QuantizedProgram:
     for name, quantizer in sim.activation_quantizers().items():
         if not quantizer.calibrated:
             raise PhaseError(f"{name} has no grid yet; call edgeqat.calibrate(sim, batches) before convert")
+        if isinstance(quantizer, OperandQuantizer) and name in plan.consts:  # training moved it since it was read
+            quantizer.follow(_operand_tensor(sim, plan.consts[name]))
         empty = plan.grid_of(name)
         scale, zero_point = (t.detach().cpu().clone() for t in quantizer.grid())
-        grids[id(empty)] = replace(empty, scale=scale, zero_point=zero_point)
+        grids[id(empty)] = replace(empty, qmax=quantizer.highest, scale=scale, zero_point=zero_point)
     values = {
         name: value if value.grid is None else replace(value, grid=grids[id(value.grid)])
         for name, value in plan.values.items()
@@ -147,9 +150,15 @@ def _table(const: Const, op: Op, values: Mapping[str, Value]) -> Const:
     return replace(const, data=table_of(op.attrs, source, result), grid=result)
 
 
+def _operand_tensor(sim: Simulation, const: Const) -> Tensor:
+    """The parameter or buffer that a constant is made of."""
+    state = sim.state_dict()
+    return state[const.source] if const.source in state else sim.get_buffer(const.source)
+
+
 def _operand(sim: Simulation, const: Const, value: Value) -> Const:
     """A parameter or buffer that is added or multiplied with, as integers."""
-    tensor = sim.state_dict()[const.source] if const.source in sim.state_dict() else sim.get_buffer(const.source)
+    tensor = _operand_tensor(sim, const)
     if not bool(torch.isfinite(tensor).all()):
         raise PlanError(f"{const.source} holds NaN or infinite values; training diverged, lower the learning rate")
     assert value.grid is not None

@@ -40,6 +40,7 @@ __all__ = [
     "quantize_activation",
     "quantize_bias",
     "quantize_parameter",
+    "straight_through",
 ]
 
 
@@ -294,6 +295,12 @@ def quantize_parameter(parameter: Tensor, scale: Tensor, qmin: int, qmax: int, a
     with torch.no_grad():
         zero = torch.zeros_like(scale, dtype=torch.int32)
         quantized = affine.fake_quantize(parameter, scale, zero, qmin, qmax, axis)
+    result: Tensor = _QuantizeParameter.apply(parameter, quantized)  # type: ignore[no-untyped-call]
+    return result
+
+
+def straight_through(parameter: Tensor, quantized: Tensor) -> Tensor:
+    """`quantized` forward, and its gradient unchanged for `parameter`, of which nothing is clipped."""
     result: Tensor = _QuantizeParameter.apply(parameter, quantized)  # type: ignore[no-untyped-call]
     return result
 

@@ -36,14 +36,18 @@ class WeightQuantizer(Quantizer):
             int32 even in channels whose weights are (almost) zero; or the observer's `eps`, if that is larger.
         scale: float32, [C] or 0-d, NaN until calibrated; only where the scale does not follow the weight.
         limits: float32, [2, C] or [2]: smallest and largest scale, where it is learned.
+        power_of_two: Whether the scale is the next power of two that is not smaller than what was found.
     """
 
     min_scale: Tensor
     scale: Tensor
     limits: Tensor
 
-    def __init__(self, name: str, config: WeightConfig, grid: Grid, weight: Tensor) -> None:
+    def __init__(
+        self, name: str, config: WeightConfig, grid: Grid, weight: Tensor, power_of_two: bool = False
+    ) -> None:
         super().__init__(name)
+        self.power_of_two = power_of_two
         self.config, self.qmax, self.axis = config, grid.qmax, grid.axis
         self.integers = Integers(-grid.qmax, grid.qmax, grid.axis)
         self.follows = config.observer == "minmax" and not config.learned
@@ -72,11 +76,13 @@ class WeightQuantizer(Quantizer):
 
     def scale_of(self, weight: Tensor) -> Tensor:
         """The scale for the weights as they are: float32, [C] or 0-d, without gradient."""
-        if self.follows:
-            return affine.symmetric_scale(weight, self.qmax, self.axis, self.min_scale)
         if self.config.learned:
             return self.scale.detach().clamp(*self._range())
-        return torch.maximum(self.scale, self.min_scale)
+        if self.follows:
+            scale = affine.symmetric_scale(weight, self.qmax, self.axis, self.min_scale)
+        else:
+            scale = torch.maximum(self.scale, self.min_scale)
+        return affine.power_of_two_above(scale) if self.power_of_two else scale
 
     def _range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest learned scale."""
