@@ -108,6 +108,8 @@ def test_a_table_over_int8_integers_has_every_entry_in_its_place(tmp_path: Path)
         ("activations: {power_of_two: true}\n", "has the scale .*, no power of two"),
         ("weights: {per_channel: false}\n", "the weight of conv1 has a scale for each channel"),
         ("weights: {power_of_two: true}\n", "has scales that are no powers of two"),
+        ("weights: {bits: [4]}\n", "the weight of conv1 has the integers -127..127"),
+        ("activations: {bits: [4, 6]}\n", "has the integers 0..255"),
         ("ops: [conv, linear]\n", "is an integer add"),
     ],
 )

@@ -38,6 +38,8 @@ def _activation_problem(grid: Grid, target: Target) -> str:
     allowed = middles if target.centred else {0, *middles}
     if target.symmetric_activations and int(zero_point) not in allowed:
         return f"has the zero point {int(zero_point)}, not one of {', '.join(map(str, sorted(allowed)))}"
+    if grid.qmax > 2 ** max(target.activation_bits) - 1:
+        return f"has the integers {grid.qmin}..{grid.qmax}"
     if target.power_of_two_activations and not _are_powers_of_two(scale):
         return f"has the scale {float(scale):.4g}, no power of two"
     return ""
@@ -47,6 +49,8 @@ def _weight_problem(grid: Grid, target: Target) -> str:
     scale, _ = grid.filled()
     if grid.axis is not None and not target.per_channel_weights:
         return "has a scale for each channel"
+    if grid.qmax > 2 ** (max(target.weight_bits) - 1) - 1:
+        return f"has the integers {grid.qmin}..{grid.qmax}"
     if target.power_of_two_weights and not _are_powers_of_two(scale):
         return "has scales that are no powers of two"
     return ""
