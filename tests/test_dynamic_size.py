@@ -176,7 +176,12 @@ def test_an_opaque_submodule_has_the_sizes_of_the_example() -> None:
 
 def test_torchscript_refuses_it(tmp_path: Path) -> None:
     x = images(3, (16, 16))
-    program = eq.convert(eq.calibrate(eq.prepare(SmallNet(), x, "torchscript", dynamic_size=True), [x]))
+    with pytest.raises(
+        PlanError, match="^input 'x' has a dynamic height and width, but a file for torchscript has one"
+    ):
+        eq.prepare(SmallNet(), x, "torchscript", dynamic_size=True)
+    everything_float = eq.QConfigMapping().set_global(None)
+    program = eq.convert(eq.prepare(SmallNet(), x, qconfig_mapping=everything_float, dynamic_size=True))
     with pytest.raises(PlanError, match="^input 'x' has a dynamic height and width, which a trace would fix: prepare"):
         eq.lower(program, "torchscript", tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []

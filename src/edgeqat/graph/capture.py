@@ -146,18 +146,30 @@ def capture(
     normalize(graph, root, origins)
     check_ops_of_open_sizes(graph.nodes)
     graph.lint()
-    leaves, in_spec = pytree.tree_flatten((args, kwargs))
+    leaves = pytree.tree_leaves((args, kwargs))
     values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
+    signature = _signature(own, args, kwargs, values, out_spec)
+    sizes = names_of_symbols(list(values.values()))
+    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes)
+
+
+def _signature(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: Mapping[str, Tensor],
+    out_spec: pytree.TreeSpec,
+) -> Signature:
+    """How the model is called and what it returns; `values` are the captured inputs by the graph's names."""
+    leaves, in_spec = pytree.tree_flatten((args, kwargs))
     names = tuple(values)
-    keywords = (*_positional(own, args), *kwargs)
-    signature = Signature(
+    keywords = (*_positional(model, args), *kwargs)
+    return Signature(
         keywords if len(keywords) == len(names) else names,
         in_spec,
         out_spec,
         tuple(Leaf.of(value, tuple(leaf.shape)) for value, leaf in zip(values.values(), leaves, strict=True)),
     )
-    sizes = names_of_symbols(list(values.values()))
-    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
