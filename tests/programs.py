@@ -62,3 +62,14 @@ def on_grid(item: Grid, integers: Tensor) -> Tensor:
 
 
 CONV = ConvAttrs(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+
+TABLE_ARGUMENTS = {
+    "leaky_relu": (0.1,),
+    "elu": (1.0, 1.0507, 1.0),
+    "clamp": (-1.5, 2.0),
+    "scale": (-0.3,),
+    "shift": (1.7,),
+    "divide": (6.0,),
+    "subtract_from": (1.0,),
+}
+"""Of the functions of `edgeqat.lookup` that take some."""

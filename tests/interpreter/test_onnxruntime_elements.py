@@ -31,7 +31,7 @@ from edgeqat.op_attrs import (
 )
 from edgeqat.program import Const, Grid, Kind, QuantizedProgram
 from helpers import EXACT_ARITHMETIC
-from programs import grid, on_grid, one_op
+from programs import TABLE_ARGUMENTS, grid, on_grid, one_op
 
 pytestmark = EXACT_ARITHMETIC
 
@@ -143,20 +143,9 @@ def test_matmul(name: str) -> None:
         check(program, [on_grid(a, q[0]), on_grid(b, q[1])], "QLinearMatMul")
 
 
-ARGUMENTS = {
-    "leaky_relu": (0.1,),
-    "elu": (1.0, 1.0507, 1.0),
-    "clamp": (-1.5, 2.0),
-    "scale": (-0.3,),
-    "shift": (1.7,),
-    "divide": (6.0,),
-    "subtract_from": (1.0,),
-}
-
-
 def lookup(function: str, x: Grid, y: Grid) -> QuantizedProgram:
     """A program that is one table."""
-    attrs = LookupAttrs(function, ARGUMENTS.get(function, ()))
+    attrs = LookupAttrs(function, TABLE_ARGUMENTS.get(function, ()))
     program = one_op(Kind.LOOKUP, attrs, [(256,)], [x], (256,), y)
     return replace(program, consts={"y": Const("y", table_of(attrs, x, y), y)})
 
@@ -168,7 +157,7 @@ def test_every_table_is_what_the_runtime_computes(function: str) -> None:
     for seed in range(10):
         x = grid(0.011 + 0.006 * seed, 25 * seed)
         values = (torch.arange(256.0) - 25 * seed) * (0.011 + 0.006 * seed)
-        results = FUNCTIONS[function].compute(values.double(), *ARGUMENTS.get(function, ()))
+        results = FUNCTIONS[function].compute(values.double(), *TABLE_ARGUMENTS.get(function, ()))
         fixed = fixed_grid(function, 8)
         low, high = min(float(results.min()), 0.0), max(float(results.max()), 0.0)
         scale = (high - low) / 255

@@ -14,17 +14,7 @@ from edgeqat.lowering.torchscript_lookup import kernels_of
 from edgeqat.op_attrs import Attrs, ClampAttrs, ConcatAttrs, LookupAttrs, MulAttrs, ResizeAttrs
 from edgeqat.program import Const, Grid, Kind
 from interpreter.test_torchscript_arithmetic import ENGINES, check, integer, nudged, uniform
-from programs import grid, on_grid, one_op
-
-ARGUMENTS = {
-    "leaky_relu": (0.1,),
-    "elu": (1.0, 1.0507, 1.0),
-    "clamp": (-1.5, 2.0),
-    "scale": (-0.3,),
-    "shift": (1.7,),
-    "divide": (6.0,),
-    "subtract_from": (1.0,),
-}
+from programs import TABLE_ARGUMENTS, grid, on_grid, one_op
 
 
 @pytest.fixture(params=ENGINES)
@@ -85,11 +75,13 @@ def test_concat(rest: tuple[int, ...], engine: str, draw: Generator, tmp_path: P
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_tables(function: str, engine: str, draw: Generator, tmp_path: Path) -> None:
     x = grid(0.03, 110)
-    values = FUNCTIONS[function].compute((torch.arange(256.0) - 110).double() * 0.03, *ARGUMENTS.get(function, ()))
+    values = FUNCTIONS[function].compute(
+        (torch.arange(256.0) - 110).double() * 0.03, *TABLE_ARGUMENTS.get(function, ())
+    )
     fixed = fixed_grid(function, 8)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     y = Grid(0, 255, None, *fixed) if fixed is not None else grid((high - low) / 255, round(-low * 255 / (high - low)))
-    attrs = LookupAttrs(function, ARGUMENTS.get(function, ()))
+    attrs = LookupAttrs(function, TABLE_ARGUMENTS.get(function, ()))
     for shape in ((256,), (7, 5, 3)):
         program = one_op(Kind.LOOKUP, attrs, [shape], [x], shape, y)
         program = replace(program, consts={"y": Const("y", table_of(attrs, x, y), y)})

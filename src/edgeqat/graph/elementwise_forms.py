@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from edgeqat.graph.form import Form, is_float32, is_tensor, shape_of
 from edgeqat.op_attrs import AddAttrs, ClampAttrs, ConcatAttrs, LookupAttrs, MatmulAttrs, MulAttrs
@@ -127,9 +127,7 @@ def _plain(function: str, *names: str) -> Handler:
     """The handler of a function whose arguments stand in the schema under these names."""
 
     def handler(node: fx.Node, a: dict[str, Any]) -> Form | str:
-        x: Tensor | fx.Node = a["self"]
-        assert isinstance(x, fx.Node)
-        return _lookup(x, function, *(a[name] for name in names))
+        return _lookup(a["self"], function, *(a[name] for name in names))
 
     return handler
 

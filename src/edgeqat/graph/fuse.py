@@ -196,8 +196,7 @@ def _grow(
         return Region(name, (node,), None, None, None, OPAQUE_REASON, (origin,))
     form = form_of(node)
     if isinstance(form, str):
-        reason = f"{activation_of(node)} is not fused: {_why_alone(node)}" if activation_of(node) else form
-        return Region(name, (node,), None, None, None, reason, (origin,))
+        return Region(name, (node,), None, None, None, form, (origin,))
     nodes, batch_norm, activation = [node], None, None
     chain = [] if isinstance(form.attrs, LookupAttrs) else [op]  # an addition of a number is a table
     if "batch_norm" in built_in_after(*chain):
@@ -212,14 +211,6 @@ def _grow(
             form = replace(form, attrs=replace(attrs, activation=activation_of(activation)))
     origins = tuple(captured.origins[n.name] for n in nodes)
     return Region(name, tuple(nodes), form, batch_norm, activation, "", origins)
-
-
-def _why_alone(node: fx.Node) -> str:
-    source = node.all_input_nodes[0]
-    if len(source.users) > 1:
-        others = ", ".join(user.name for user in source.users if user is not node)
-        return f"its input is also read by {others}"
-    return f"{source.name} before it is no conv, linear or add"
 
 
 def _why_not_folded(node: fx.Node, refusals: list[Refusal]) -> str:

@@ -16,16 +16,13 @@ __all__ = ["WEIGHTED_FORMS"]
 
 aten = torch.ops.aten
 
-COMPUTED = "its weight or bias is computed, not a parameter"
-
 
 def _conv(node: fx.Node, a: dict[str, Any]) -> Form | str:
     weight, bias = parameter_name(a["weight"]), parameter_name(a["bias"])
-    if weight is None or (a["bias"] is not None and bias is None):
-        return COMPUTED
-    rank, found = len(shape_of(a["weight"])), len(shape_of(a["input"]))
-    if found != rank:
-        return _unbatched(found, rank)
+    reason = _why_not(a) or _why_unbatched(a)
+    if reason or weight is None:
+        return reason
+    rank = len(shape_of(a["weight"]))
     dims = rank - 2
     dilation = per_dim(a["dilation"], dims)
     if isinstance(a["padding"], str):
@@ -40,11 +37,10 @@ def _conv(node: fx.Node, a: dict[str, Any]) -> Form | str:
 
 def _conv_transpose(node: fx.Node, a: dict[str, Any]) -> Form | str:
     weight, bias = parameter_name(a["weight"]), parameter_name(a["bias"])
-    if weight is None or (a["bias"] is not None and bias is None):
-        return COMPUTED
-    rank, found = len(shape_of(a["weight"])), len(shape_of(a["input"]))
-    if found != rank:
-        return _unbatched(found, rank)
+    reason = _why_not(a) or _why_unbatched(a)
+    if reason or weight is None:
+        return reason
+    rank = len(shape_of(a["weight"]))
     if any(not isinstance(size, int) for size in shape_of(a["input"])[2:]):
         return "it is a transposed convolution of an open size"
     if a["groups"] != 1:
@@ -56,14 +52,24 @@ def _conv_transpose(node: fx.Node, a: dict[str, Any]) -> Form | str:
     return Form(Kind.CONV_TRANSPOSE, attrs, (a["input"],), weight, bias)
 
 
-def _unbatched(found: int, wanted: int) -> str:
+def _why_not(a: dict[str, Any]) -> str:
+    """Why what has these arguments has no weight and bias of its own, "" if it has."""
+    computed = parameter_name(a["weight"]) is None or (a["bias"] is not None and parameter_name(a["bias"]) is None)
+    return "its weight or bias is computed, not a parameter" if computed else ""
+
+
+def _why_unbatched(a: dict[str, Any]) -> str:
+    found, wanted = len(shape_of(a["input"])), len(shape_of(a["weight"]))
+    if found == wanted:
+        return ""
     return f"its input has {found} dimensions, wanted {wanted}: its first would be channels, not the batch"
 
 
 def _linear(node: fx.Node, a: dict[str, Any]) -> Form | str:
     weight, bias = parameter_name(a["weight"]), parameter_name(a["bias"])
-    if weight is None or (a["bias"] is not None and bias is None):
-        return COMPUTED
+    reason = _why_not(a)
+    if reason or weight is None:
+        return reason
     if len(shape_of(a["input"])) < 2:
         return "its input has 1 dimension, wanted the batch in front"
     if sum(not isinstance(size, int) for size in shape_of(a["input"])[:-1]) > 1:

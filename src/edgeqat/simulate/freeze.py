@@ -49,10 +49,6 @@ class Simulation(Protocol):
         """A parameter by its dotted name."""
         ...
 
-    def get_buffer(self, target: str) -> Tensor:
-        """A buffer by its dotted name."""
-        ...
-
     def get_submodule(self, target: str) -> nn.Module:
         """A module by its dotted name."""
         ...
@@ -152,8 +148,9 @@ def _table(const: Const, op: Op, values: Mapping[str, Value]) -> Const:
 
 def _operand_tensor(sim: Simulation, const: Const) -> Tensor:
     """The parameter or buffer that a constant is made of."""
-    state = sim.state_dict()
-    return state[const.source] if const.source in state else sim.get_buffer(const.source)
+    holder, _, leaf = const.source.rpartition(".")
+    tensor: Tensor = getattr(sim.get_submodule(holder), leaf)
+    return tensor.detach()
 
 
 def _operand(sim: Simulation, const: Const, value: Value) -> Const:
