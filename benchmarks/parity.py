@@ -16,7 +16,7 @@ import torch
 
 import edgeqat as eq
 from common import OpenedRun, open_run, print_machine
-from edgeqat.replay import EXACT_ENGINES
+from edgeqat.replay.kernels import EXACT_ENGINES
 
 BATCHES = (1, 128)
 

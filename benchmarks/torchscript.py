@@ -27,7 +27,8 @@ import edgeqat as eq
 from common import print_machine
 from edgeqat.lowering.engine import mean_macs
 from edgeqat.lowering.session import Session
-from edgeqat.replay import EXACT_ENGINES, on_engine
+from edgeqat.replay.kernels import EXACT_ENGINES
+from edgeqat.replay.run_torchscript import on_engine
 from edgeqat.zoo import edge_model, mobilenetv2_cifar, resnet8, resnet20
 
 ROUNDS_S = 4.0

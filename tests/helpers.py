@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeqat import cli
-from edgeqat.replay import arithmetic_here
+from edgeqat.replay.kernels import arithmetic_here
 
 EXACT_ARITHMETIC = pytest.mark.skipif(
     arithmetic_here("onnxruntime") is None,

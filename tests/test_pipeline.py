@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import edgeqat as eq
-from edgeqat import replay
 from edgeqat.errors import DataError, MissingRuntimeError, ModelError, OutputError, RecipeError
 from edgeqat.machine import arithmetic_here
 from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
+from edgeqat.replay.script import replay
 from edgeqat.reporting.schema import Report
 from helpers import EXACT_ARITHMETIC, digests
 
@@ -274,7 +274,7 @@ def test_artifacts_are_the_reported_files_and_replay(finished: tuple[Recipe, Pat
         assert row.file_bytes == len(data)
         assert row.payload_bytes is not None
         assert 0.3 * len(data) < row.payload_bytes < len(data)
-        found = replay.replay((folder / row.artifact).parent)
+        found = replay((folder / row.artifact).parent)
         assert found.passed or not found.exact_here
         assert found.samples == 16
 

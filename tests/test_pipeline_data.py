@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 import edgeqat as eq
-from edgeqat import replay
 from edgeqat.errors import RecipeError
 from edgeqat.measuring import latency
 from edgeqat.pipeline import load_data
 from edgeqat.recipe import load_recipe
+from edgeqat.replay.script import replay
 from edgeqat.reporting.schema import Report
 from helpers import EXACT_ARITHMETIC, CommandLine, run_edgeqat
 
@@ -121,7 +121,7 @@ def assert_untrained(report: Report, folder: Path, n: int) -> None:
     assert own.metric.value == 1.0
     assert report.data["eval_n"] == n
     for variant in ("float", "ptq"):
-        found = replay.replay(folder / "artifacts" / variant / "onnxruntime")
+        found = replay(folder / "artifacts" / variant / "onnxruntime")
         assert found.passed or not found.exact_here
 
 

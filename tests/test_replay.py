@@ -20,9 +20,13 @@ import torch
 from PIL import Image
 
 import edgeqat as eq
-from edgeqat import replay
 from edgeqat.data.batches import normalise
-from edgeqat.replay import FolderError
+from edgeqat.replay import kernels
+from edgeqat.replay.command import describe
+from edgeqat.replay.folder import MANIFEST_KEYS, FolderError, read_manifest, reason_of
+from edgeqat.replay.kernels import arithmetic_here
+from edgeqat.replay.pixels import preprocess, steps_of
+from edgeqat.replay.script import RUNNERS, replay, verify_script
 from helpers import EXACT_ARITHMETIC, CommandLine, digests, flip_byte, run_edgeqat, run_python
 from models import SmallNet
 
@@ -37,7 +41,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 def refusal(folder: Path, check: bool = True) -> str:
     before = digests(folder)
     with pytest.raises(FolderError) as caught:
-        replay.replay(folder, check)
+        replay(folder, check)
     assert digests(folder) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -54,24 +58,24 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def test_untouched_folder_passes(small_artifact: eq.Artifact) -> None:
-    found = replay.replay(small_artifact.folder)
+    found = replay(small_artifact.folder)
     assert found.against == "onnxruntime/x86"
     assert found.samples == 16
     assert found.passed or not found.exact_here
-    assert found.exact_here == (replay.arithmetic_here("onnxruntime") == "onnxruntime/x86")
+    assert found.exact_here == (arithmetic_here("onnxruntime") == "onnxruntime/x86")
 
 
 @EXACT_ARITHMETIC
 def test_every_integer_is_as_expected(small_artifact: eq.Artifact) -> None:
-    found = replay.replay(small_artifact.folder)
+    found = replay(small_artifact.folder)
     assert (found.identical, found.max_difference, found.first_difference) == (1.0, 0.0, None)
     assert found.passed
-    assert replay.describe(found) == ("verified: 100.00% of outputs bit-identical to onnxruntime/x86 on 16 samples")
+    assert describe(found) == ("verified: 100.00% of outputs bit-identical to onnxruntime/x86 on 16 samples")
 
 
 def test_shipped_script_is_the_packages_own_and_stands_alone(small_artifact: eq.Artifact) -> None:
     source = (small_artifact.folder / "verify.py").read_text(encoding="utf-8")
-    assert source == Path(replay.__file__).read_text(encoding="utf-8")
+    assert source == verify_script("onnxruntime")
     imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -80,6 +84,14 @@ def test_shipped_script_is_the_packages_own_and_stands_alone(small_artifact: eq.
             assert node.level == 0
             imported.add(str(node.module).partition(".")[0])
     assert imported - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "torch", "PIL"}
+
+
+@pytest.mark.parametrize("runtime", list(RUNNERS))
+def test_no_two_parts_of_a_shipped_script_define_the_same_name(runtime: str) -> None:
+    body = ast.parse(verify_script(runtime)).body
+    defined = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    defined += [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets]  # type: ignore[attr-defined]
+    assert len(defined) == len(set(defined))
 
 
 def test_shipped_script_runs_without_edgeqat_and_torch(small_artifact: eq.Artifact, tmp_path: Path) -> None:
@@ -171,7 +183,7 @@ def test_manifest_that_is_none(folder: Path, check: bool, content: bytes, words:
     assert "wanted a" in found
 
 
-@pytest.mark.parametrize("key", list(replay.MANIFEST_KEYS))
+@pytest.mark.parametrize("key", list(MANIFEST_KEYS))
 def test_manifest_that_lacks_a_key_or_has_another_type_there(folder: Path, key: str) -> None:
     edit_manifest(folder, lambda m: m.update({key: 3}))
     assert f"manifest.json lacks {key}; wanted a manifest made by edgeqat" in refusal(folder)
@@ -181,7 +193,7 @@ def test_manifest_that_lacks_a_key_or_has_another_type_there(folder: Path, key: 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"none/manifest\.json cannot be read .*wanted an artifact folder made by"):
-        replay.replay(tmp_path / "none")
+        replay(tmp_path / "none")
 
 
 def test_recomputed_hashes_do_not_hide_a_changed_model(folder: Path) -> None:
@@ -189,7 +201,7 @@ def test_recomputed_hashes_do_not_hide_a_changed_model(folder: Path) -> None:
     edit_model(folder, lambda model: set_initializer(model, "conv2.weight", lambda w: -w))
     path = folder / "model.onnx"
     edit_manifest(folder, lambda m: m["files"]["model.onnx"].update(sha256=digests(folder)[path.name]))
-    assert not replay.replay(folder).passed
+    assert not replay(folder).passed
 
 
 # What is not as it was, without hashes.
@@ -258,13 +270,13 @@ def test_changed_model_fails_and_the_op_is_named(
     folder: Path, op: str, change: Callable[[onnx.ModelProto], object]
 ) -> None:
     edit_model(folder, change)
-    found = replay.replay(folder, check=False)
+    found = replay(folder, check=False)
     assert not found.passed
     assert found.first_difference == op
     assert found.identical < 1
     assert found.max_difference > 0
-    assert replay.describe(found).startswith("FAILED: ")
-    assert replay.describe(found).endswith(f"; the first op that differs is {op}")
+    assert describe(found).startswith("FAILED: ")
+    assert describe(found).endswith(f"; the first op that differs is {op}")
 
 
 @EXACT_ARITHMETIC
@@ -274,7 +286,7 @@ def test_a_single_step_of_one_weight_is_seen(folder: Path) -> None:
         return weight
 
     edit_model(folder, lambda model: set_initializer(model, "conv1.weight", step))
-    assert replay.replay(folder, check=False).first_difference == "conv1"
+    assert replay(folder, check=False).first_difference == "conv1"
 
 
 @EXACT_ARITHMETIC
@@ -298,7 +310,7 @@ def test_a_machine_of_another_arithmetic_is_told_so_and_does_not_fail(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: CommandLine
 ) -> None:
     edit_model(folder, EDITS["bias"][1])
-    monkeypatch.setattr(replay, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(kernels, "cpu_flags", lambda: frozenset({"avx2"}))
     ended = command("verify", folder, "--no-hash")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("differs, first at conv3: ")
@@ -425,13 +437,13 @@ def test_float_twin_is_held_to_a_tolerance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sim = eq.prepare(SmallNet().eval(), torch.randn(4, 3, 8, 8), "onnxruntime", eq.QConfigMapping().set_global(None))
     artifact = eq.lower(eq.convert(sim), "onnxruntime", tmp_path / "float")
-    found = replay.replay(artifact.folder)
+    found = replay(artifact.folder)
     assert found.passed
     assert found.first_difference is None
     assert found.max_difference < 1e-5
     assert re.fullmatch(
         r"verified: outputs on 16 samples differ by at most \S+ \(wanted at most 0\.0001 of the largest one: .*\)",
-        replay.describe(found),
+        describe(found),
     )
 
     def shift(bias: Any) -> Any:
@@ -443,15 +455,15 @@ def test_float_twin_is_held_to_a_tolerance(tmp_path: Path) -> None:
         set_initializer(model, gemm.input[2], shift)
 
     edit_model(artifact.folder, shift_logits)
-    changed = replay.replay(artifact.folder, check=False)
+    changed = replay(artifact.folder, check=False)
     assert not changed.passed
     assert changed.first_difference == next(iter(artifact.manifest["outputs"].values()))["op"]
     assert changed.max_difference == pytest.approx(0.01, rel=1e-2)
 
 
 def test_what_was_compared_where_floats_are_left_is_said(small_artifact: eq.Artifact) -> None:
-    found = replay.replay(small_artifact.folder)
-    assert replay.describe(replace(found, passed=True, owed="reported", inside=5, max_difference=0.25)) == (
+    found = replay(small_artifact.folder)
+    assert describe(replace(found, passed=True, owed="reported", inside=5, max_difference=0.25)) == (
         "verified: 5 inner values bit-identical to onnxruntime/x86, outputs on 16 samples differ by at most 0.25 "
         "(not bounded, since floats were quantized again before them)"
     )
@@ -459,9 +471,9 @@ def test_what_was_compared_where_floats_are_left_is_said(small_artifact: eq.Arti
 
 def test_a_runtimes_reason_is_one_line() -> None:
     text = "The following operation failed in the TorchScript interpreter.\nTraceback\nRuntimeError: Sizes must match"
-    assert replay.reason_of(RuntimeError(text)) == "Sizes must match"
-    assert replay.reason_of(RuntimeError("\nfirst\nsecond")) == "first"
-    assert replay.reason_of(RuntimeError()) == "RuntimeError"
+    assert reason_of(RuntimeError(text)) == "Sizes must match"
+    assert reason_of(RuntimeError("\nfirst\nsecond")) == "first"
+    assert reason_of(RuntimeError()) == "RuntimeError"
 
 
 # Preprocessing: the manifest says it, the golden vectors hold it to the bit.
@@ -481,11 +493,11 @@ def image_folder(small_program: eq.QuantizedProgram, tmp_path: Path) -> Path:
 def test_golden_pixels_become_the_golden_inputs_to_the_bit(image_folder: Path) -> None:
     golden = safetensors.numpy.load_file(image_folder / "golden.safetensors")
     assert golden["pixels/x"].shape == (16, 8, 8, 3)
-    manifest = replay.read_manifest(image_folder)
-    steps = replay.steps_of(manifest, "x")
+    manifest = read_manifest(image_folder)
+    steps = steps_of(manifest, "x")
     assert steps is not None
-    assert np.array_equal(replay.preprocess(golden["pixels/x"], steps), golden["inputs/x"])
-    assert replay.replay(image_folder).samples == 16
+    assert np.array_equal(preprocess(golden["pixels/x"], steps), golden["inputs/x"])
+    assert replay(image_folder).samples == 16
 
 
 @pytest.mark.parametrize("key", ["mean", "std"])

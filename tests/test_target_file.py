@@ -12,7 +12,8 @@ from edgeqat.errors import PlanError
 from edgeqat.program import Kind
 from edgeqat.recipe import load_recipe
 from edgeqat.target_file import load_target_file
-from edgeqat.target_rules import ALL_KINDS, resolve_targets
+from edgeqat.target_rules import resolve_targets
+from edgeqat.target_table import ALL_KINDS
 from helpers import CommandLine
 from own_targets import write_target
 

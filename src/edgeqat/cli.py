@@ -118,16 +118,18 @@ def verify(
     """Replays the golden vectors shipped inside an artifact folder on this machine's runtime."""
     from dataclasses import asdict
 
-    from edgeqat import replay
     from edgeqat.errors import MissingRuntimeError, TamperedError
+    from edgeqat.replay.command import describe
+    from edgeqat.replay.folder import FolderError
+    from edgeqat.replay.script import replay
 
     try:
-        result = replay.replay(folder, check=not no_hash)
-    except replay.FolderError as error:
+        result = replay(folder, check=not no_hash)
+    except FolderError as error:
         raise TamperedError(str(error)) from error
     except ImportError as error:
         raise MissingRuntimeError("onnxruntime", "onnxruntime", str(error)) from error
-    print(json.dumps(asdict(result), indent=1) if as_json else replay.describe(result))
+    print(json.dumps(asdict(result), indent=1) if as_json else describe(result))
     if not result.passed and result.exact_here:
         raise typer.Exit(3)
 

@@ -16,7 +16,7 @@ from edgeqat.op_attrs import AveragePoolAttrs, ConvAttrs, ConvTransposeAttrs
 from edgeqat.program import WEIGHTED, Kind
 from edgeqat.qconfig import QConfig
 from edgeqat.qconfig_mapping import LayerId, QConfigMapping
-from edgeqat.target_rules import Target
+from edgeqat.target_table import Target
 
 __all__ = ["FloatReasons"]
 

@@ -10,7 +10,7 @@ from edgeqat.graph.form import Form
 from edgeqat.op_attrs import Attrs
 from edgeqat.program import PASSTHROUGH
 from edgeqat.qconfig import ActivationConfig, QConfig
-from edgeqat.target_rules import Target
+from edgeqat.target_table import Target
 
 __all__ = ["GridRules", "activation_of"]
 

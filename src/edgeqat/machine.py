@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # The stand-alone verifier needs these too and can import nothing, so they live there.
-from edgeqat.replay import arithmetic_here, cpu_flags
+from edgeqat.replay.kernels import arithmetic_here, cpu_flags
 
 __all__ = ["Machine", "arithmetic_here", "available_memory", "describe_machine", "installed_runtimes"]
 

@@ -45,7 +45,8 @@ from edgeqat.run_context import Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
 from edgeqat.simulate.model import SimulatedModel
-from edgeqat.target_rules import resolve_targets, runtime_of
+from edgeqat.target_rules import resolve_targets
+from edgeqat.target_table import runtime_of
 from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
 from edgeqat.training_stages import open_store, train_and_convert

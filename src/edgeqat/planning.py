@@ -39,7 +39,8 @@ from edgeqat.program_hash import hash_plan
 from edgeqat.qconfig import REUSE_INPUT, ActivationConfig, QConfig, WeightConfig
 from edgeqat.qconfig_mapping import QConfigMapping, as_mapping
 from edgeqat.signature import Batch
-from edgeqat.target_rules import Target, resolve_targets
+from edgeqat.target_rules import resolve_targets
+from edgeqat.target_table import Target
 
 __all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "plan", "plan_graph"]
 

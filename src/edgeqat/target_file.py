@@ -53,7 +53,7 @@ class WeightRules(Section):
 
 
 class TargetFile(Section):
-    """A whole file; see edgeqat.target_rules.Target for what it means."""
+    """A whole file; see edgeqat.target_table.Target for what it means."""
 
     name: str
     note: str = "described by a file"

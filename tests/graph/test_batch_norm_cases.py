@@ -14,7 +14,7 @@ import edgeqat as eq
 from batch_norm_cases import CASES, EXPECTED_WARNING, BatchNormCase
 from edgeqat import affine
 from edgeqat.program import Kind, Op
-from edgeqat.replay import replay
+from edgeqat.replay.script import replay
 from helpers import EXACT_ARITHMETIC
 
 pytestmark = pytest.mark.filterwarnings(EXPECTED_WARNING)

@@ -30,7 +30,7 @@ from edgeqat.op_attrs import (
     ViewAttrs,
 )
 from edgeqat.program import Grid, Kind, Op, QuantizedProgram
-from edgeqat.replay import EXACT_ENGINES, arithmetic_here
+from edgeqat.replay.kernels import EXACT_ENGINES, arithmetic_here
 from programs import grid, on_grid, one_op
 
 ENGINES = [

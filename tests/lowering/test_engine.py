@@ -6,7 +6,7 @@ from torch import nn
 
 import edgeqat as eq
 from edgeqat.lowering.engine import X86_FROM, fastest_engine, mean_macs
-from edgeqat.replay import arithmetic_here
+from edgeqat.replay.kernels import arithmetic_here
 
 WIDE = pytest.mark.skipif(arithmetic_here("torchscript/x86") is None, reason="x86 and fbgemm are exact with VNNI only")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import PlanError
-from edgeqat.replay import replay
+from edgeqat.replay.script import replay
 from edgeqat.zoo import edge_model
 from helpers import EXACT_ARITHMETIC
 from models import SmallNet, shake

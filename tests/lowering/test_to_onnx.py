@@ -12,7 +12,7 @@ import edgeqat as eq
 from edgeqat.errors import EdgeqatError
 from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
 from edgeqat.lowering.to_onnx import payload_bytes, spell_model, taps_suffix
-from edgeqat.replay import replay
+from edgeqat.replay.script import replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import EXACT_ARITHMETIC
 from models import Branches, FloatBlocks, FloatMiddle, SmallNet, Tokens, WithConstants, shake

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import edgeqat as eq
 from edgeqat.errors import EdgeqatError, InputError, PlanError
 from edgeqat.lowering import to_torchscript
-from edgeqat.replay import EXACT_ENGINES, arithmetic_here, choose_engine, replay
+from edgeqat.replay.compare import choose_engine
+from edgeqat.replay.kernels import EXACT_ENGINES, arithmetic_here
+from edgeqat.replay.script import replay
 from edgeqat.zoo import edge_model, resnet20
 from helpers import CommandLine, digests, flip_byte, run_python
 from models import Branches, FloatMiddle, SmallNet, WithConstants, shake

@@ -12,7 +12,7 @@ import torch
 import edgeqat as eq
 from edgeqat.errors import DataError, TamperedError
 from edgeqat.measuring.parity import _Tally, compare_float
-from edgeqat.replay import replay
+from edgeqat.replay.script import replay
 from helpers import EXACT_ARITHMETIC
 from models import FloatMiddle, SmallNet, shake
 

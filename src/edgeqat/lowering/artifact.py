@@ -11,7 +11,9 @@ from torch import Tensor
 
 from edgeqat.errors import OutputError, TamperedError
 from edgeqat.lowering.session import Session, open_session
-from edgeqat.replay import FolderError, arithmetic_here, check_hashes, choose_engine, read_manifest, read_safetensors
+from edgeqat.replay.compare import choose_engine
+from edgeqat.replay.folder import FolderError, check_hashes, read_manifest, read_safetensors
+from edgeqat.replay.kernels import arithmetic_here
 from edgeqat.signature import Batch, Signature
 
 __all__ = ["Artifact", "check_replaceable", "load_artifact"]

@@ -8,7 +8,7 @@ import torch
 
 from edgeqat.op_attrs import ConvAttrs
 from edgeqat.program import QuantizedProgram
-from edgeqat.replay import EXACT_ENGINES, arithmetic_here
+from edgeqat.replay.kernels import EXACT_ENGINES, arithmetic_here
 
 __all__ = ["fastest_engine", "mean_macs"]
 

@@ -21,7 +21,8 @@ from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.program import Kind, QuantizedProgram
-from edgeqat.replay import FolderError, checksums, preprocess, read_safetensors, steps_of
+from edgeqat.replay.folder import FolderError, checksums, read_safetensors
+from edgeqat.replay.pixels import preprocess, steps_of
 
 __all__ = ["GOLDEN_N", "golden_inputs", "golden_vectors", "pixels_of", "sample_inputs", "what_is_owed"]
 

@@ -10,7 +10,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from edgeqat import replay
 from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.interpreter.arithmetic import ARITHMETICS
@@ -23,8 +22,11 @@ from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
 from edgeqat.program import Kind, Op, QuantizedProgram
+from edgeqat.replay.folder import reason_of
+from edgeqat.replay.script import verify_script
 from edgeqat.signature import Batch
-from edgeqat.target_rules import Target, engine_of, resolve_targets
+from edgeqat.target_rules import resolve_targets
+from edgeqat.target_table import Target, engine_of
 from edgeqat.version import __version__
 
 __all__ = ["lower"]
@@ -79,7 +81,7 @@ def lower(
         _check_runs(program, target.runtime, spelling, temporary, inputs)
         golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
-        write_atomically(temporary / "verify.py", Path(replay.__file__).read_text(encoding="utf-8"))
+        write_atomically(temporary / "verify.py", verify_script(target.runtime))
         manifest = _manifest(program, target, spelling, temporary, inputs, preprocessing)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
@@ -113,7 +115,7 @@ def _check_runs(
         except Exception as error:
             # The runtime raises whatever its kernels do.
             raise EdgeqatError(
-                f"the file for {runtime} does not run with a batch of {n} ({replay.reason_of(error)}); it has the "
+                f"the file for {runtime} does not run with a batch of {n} ({reason_of(error)}); it has the "
                 f"float ops {ops or 'none'}: write those that read the batch's size another way"
             ) from error
         wanted = [] if reference is None else torch.utils._pytree.tree_leaves(reference.run(batch))

@@ -8,7 +8,7 @@ from torch import Tensor
 from edgeqat import affine
 from edgeqat.errors import PlanError
 from edgeqat.program import Grid, Kind, QuantizedProgram
-from edgeqat.target_rules import Target
+from edgeqat.target_table import Target
 
 __all__ = ["check_follows"]
 

@@ -42,8 +42,9 @@ from edgeqat.op_attrs import (
     ViewAttrs,
 )
 from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
-from edgeqat.replay import EXACT_ENGINES, on_engine, tensor_kinds
-from edgeqat.target_rules import TARGETS
+from edgeqat.replay.kernels import EXACT_ENGINES
+from edgeqat.replay.run_torchscript import on_engine, tensor_kinds
+from edgeqat.target_table import TARGETS
 
 __all__ = ["spell"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Op, QuantizedProgram
-from edgeqat.replay import on_engine
+from edgeqat.replay.run_torchscript import on_engine
 
 __all__ = ["Kernel", "kernels_of", "look_up"]
 

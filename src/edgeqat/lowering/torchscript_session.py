@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError
-from edgeqat.replay import FolderError, load_torchscript, on_engine, tapped_torchscript
+from edgeqat.replay.folder import FolderError
+from edgeqat.replay.run_torchscript import load_torchscript, on_engine, tapped_torchscript
 
 __all__ = ["TorchScriptSession"]
 

@@ -1,0 +1,71 @@
+"""The command line of verify.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeqat.replay.compare import FLOAT_TOLERANCE, Replay, Run, choose_engine, replay_with, runner_of
+from edgeqat.replay.folder import FolderError, check_hashes, read_manifest
+from edgeqat.replay.pixels import preprocess, read_image, steps_of
+
+
+def predict(runners: Mapping[str, Run], folder: Path, image: Path) -> str:
+    """The labels of one image, best first, with the model's figures for them."""
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    name = next(iter(manifest["inputs"]))
+    steps = steps_of(manifest, name)
+    if steps is None or len(manifest["inputs"]) != 1:
+        raise FolderError("the manifest does not say how one image becomes this model's input")
+    engine, _ = choose_engine(manifest)
+    feed = {name: preprocess(read_image(image, steps)[None], steps)}
+    run = runner_of(manifest, runners)
+    outputs, _ = run(folder / manifest["model"], engine, feed, list(manifest["outputs"]), b"")
+    scores = next(iter(outputs.values()))[0].ravel()
+    labels = (manifest["preprocessing"] or {}).get("labels") or [str(i) for i in range(len(scores))]
+    best = np.argsort(-scores, kind="stable")[:5]
+    return "\n".join(f"{labels[i] if i < len(labels) else i}\t{scores[i]:.4f}" for i in best)
+
+
+def describe(result: Replay) -> str:
+    """One line for a person."""
+    share = f"{100 * result.identical:.2f}% of outputs bit-identical to {result.against} on {result.samples} samples"
+    if result.passed and result.owed != "exact":
+        inner = f"{result.inside} inner values bit-identical to {result.against}, " if result.inside else ""
+        bound = f"wanted at most {FLOAT_TOLERANCE:g} of the largest one: two float32 libraries may round differently"
+        if result.owed == "reported":
+            bound = "not bounded, since floats were quantized again before them"
+        worst = f"outputs on {result.samples} samples differ by at most {result.max_difference:.3g}"
+        return f"verified: {inner}{worst} ({bound})"
+    if result.passed:
+        return f"verified: {share}"
+    if not result.exact_here:
+        return f"differs, first at {result.first_difference}: {share}; this machine's kernels have another arithmetic"
+    return f"FAILED: {share}; the first op that differs is {result.first_difference}"
+
+
+def main(runners: Mapping[str, Run]) -> int:
+    """The command line of verify.py."""
+    parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(sys.argv[0]).resolve().parent)
+    parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
+    parser.add_argument("--image", type=Path, help="an image (needs Pillow) or a .npy array to run on instead")
+    options = parser.parse_args()
+    try:
+        if options.image is not None:
+            print(predict(runners, options.folder, options.image))
+            return 0
+        result = replay_with(runners, options.folder, check=not options.no_hash)
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"error: {error}; pip install {'pillow' if error.name == 'PIL' else error.name}", file=sys.stderr)
+        return 4
+    print(describe(result))
+    return 0 if result.passed or not result.exact_here else 3

@@ -1,0 +1,56 @@
+"""Images as a model takes them, by the steps that a manifest names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeqat.replay.folder import FolderError
+
+
+def steps_of(manifest: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """How pixels become an input, None where they do not."""
+    steps = manifest.get("preprocessing") or {}
+    steps = steps.get("inputs", {}).get(name, {}) if "inputs" in steps else steps
+    return steps if steps.get("mean") and steps.get("std") else None
+
+
+def preprocess(pixels: np.ndarray[Any, Any], steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixels / 255 - mean) / std, to the bit as in training."""
+    mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
+    real = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(real.transpose(0, 3, 1, 2))
+
+
+def check_preprocessing(manifest: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Raises FolderError where the manifest's preprocessing does not make the golden inputs of the golden pixels."""
+    for name in manifest["inputs"]:
+        pixels, steps = golden.get(f"pixels/{name}"), steps_of(manifest, name)
+        if pixels is None:
+            continue
+        if steps is None or not np.array_equal(preprocess(pixels, steps), golden[f"inputs/{name}"]):
+            raise FolderError(
+                f"the manifest's preprocessing of {name} does not give the golden inputs; fetch the artifact again"
+            )
+
+
+def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, C] of a .npy file as it is, or of an image file, in RGB and resized; Pillow is needed for those."""
+    try:
+        if path.suffix == ".npy":
+            pixels: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+        else:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+                resize = steps.get("resize")
+                pixels = np.asarray(rgb.resize(resize["size"][::-1], Image.Resampling.BILINEAR) if resize else rgb)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read as an image ({error})") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != len(steps["mean"]):
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {len(steps['mean'])}]")
+    return pixels

@@ -1,0 +1,148 @@
+"""The table of targets: what each runtime's integer kernels take and compute exactly.
+
+A target is a runtime, or a runtime and one of its engines, "torchscript/qnnpack". A runtime's plain name stands for
+every engine of it whose arithmetic is known exactly, and so one file for all of them. How each rounds is in
+`edgeqat.interpreter.arithmetic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeqat.program import Kind
+
+__all__ = ["PLANNED", "PORTABLE", "TARGETS", "Target", "engine_of", "runtime_of"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rules of one runtime, or of a device that a user's file describes.
+
+    Attributes:
+        name: The runtime's name, with its engine where it is one engine's rules; or the one that the user's file has.
+        kinds: Integer ops it has kernels for.
+        activation_bits: Widths of activation grids its kernels clamp to.
+        weight_bits: Widths of weight grids it can store.
+        float_logits: Whether a linear layer that ends the network gives float straight from its accumulator.
+        note: One line for `targets()`.
+        conv_dims: Numbers of spatial dimensions of a conv that its kernels compute exactly.
+        pools_keep_grid: Whether an average pool's output is on its input's grid.
+        depthwise_limit: Largest |weight| of a depthwise conv that its kernels compute exactly; None for any.
+        counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
+        broadcasts: Whether operands of additions and products may differ in shape.
+        open_sizes: Whether one file takes images of any height and width.
+        symmetric_activations: Whether the zero point of activations is the middle of their integers.
+        power_of_two_activations: Whether scales of activations are powers of two.
+        per_channel_weights: Whether a weight may have a scale for each channel.
+        power_of_two_weights: Whether scales of weights are powers of two.
+        storage: How its file stores the integers of activations: "uint8", or "int8", which is 128 less.
+        file: The user's file that it was read from; None for what is built in.
+    """
+
+    name: str
+    kinds: frozenset[Kind]
+    activation_bits: frozenset[int]
+    weight_bits: frozenset[int]
+    float_logits: bool
+    note: str
+    conv_dims: frozenset[int] = frozenset({1, 2, 3})
+    pools_keep_grid: bool = False
+    depthwise_limit: int | None = None
+    counts_padding: bool = False
+    broadcasts: bool = True
+    open_sizes: bool = True
+    symmetric_activations: bool = False
+    power_of_two_activations: bool = False
+    per_channel_weights: bool = True
+    power_of_two_weights: bool = False
+    storage: str = "uint8"
+    file: str | None = None
+
+    @property
+    def runtime(self) -> str:
+        """What runs its files: the runtime itself; for a user's own target, which is spelled in ONNX, ONNX Runtime."""
+        return runtime_of(self.name) if self.file is None else "onnxruntime"
+
+    @property
+    def spelled(self) -> str:
+        """What a target is named by: its name; or, of a user's own, its file."""
+        return self.name if self.file is None else self.file
+
+    @property
+    def centred(self) -> bool:
+        """Whether every zero point is the middle, that of a rectified value too: int8 with zero points of 0."""
+        return self.symmetric_activations and self.storage == "int8"
+
+
+ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
+
+TORCH_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL, Kind.EXPAND}
+"""Kinds whose arithmetic in torch's INT8 kernels is known exactly."""
+
+# Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
+UINT8_ACTIVATIONS = frozenset({8})
+INT8_WEIGHTS = frozenset(range(2, 9))
+
+TORCH_CONV_DIMS = frozenset({1, 2})
+"""conv3d is off by a step in up to three of a hundred random ops with onednn, x86 and qnnpack."""
+
+FBGEMM_DEPTHWISE_LIMIT = 63
+"""255 * (63 + 63) fits the 16 bits in which fbgemm's depthwise kernels add pairs of products."""
+
+
+def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_padding: bool) -> Target:
+    return Target(
+        name=name,
+        kinds=TORCH_KINDS,
+        activation_bits=UINT8_ACTIVATIONS,
+        weight_bits=INT8_WEIGHTS,
+        float_logits=False,
+        note=note,
+        conv_dims=TORCH_CONV_DIMS,
+        pools_keep_grid=True,
+        depthwise_limit=depthwise_limit,
+        counts_padding=counts_padding,
+        broadcasts=False,
+        open_sizes=False,
+    )
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnxruntime",
+            kinds=ALL_KINDS,
+            activation_bits=UINT8_ACTIVATIONS,
+            weight_bits=INT8_WEIGHTS,
+            float_logits=True,
+            note="uint8 activations, int8 weights per channel, int32 biases, QDQ form",
+        ),
+        _torch_int8(
+            "torchscript",
+            "torch's INT8 kernels; one file that is exact with every engine",
+            FBGEMM_DEPTHWISE_LIMIT,
+            True,
+        ),
+        _torch_int8("torchscript/fbgemm", "exact on x86 with AVX512-VNNI", FBGEMM_DEPTHWISE_LIMIT, False),
+        _torch_int8("torchscript/onednn", "exact on x86 with AVX512-VNNI; full-range depthwise weights", None, False),
+        _torch_int8("torchscript/x86", "onednn, but fbgemm above 100 groups", FBGEMM_DEPTHWISE_LIMIT, False),
+        _torch_int8("torchscript/qnnpack", "exact on any x86; full-range depthwise weights", None, True),
+    )
+}
+
+PORTABLE = ("onnxruntime", "torchscript")
+"""The target "portable": every runtime whose arithmetic is known exactly."""
+
+PLANNED = ("executorch", "openvino", "litert", "aoti")
+
+
+def runtime_of(target: str) -> str:
+    """The runtime of a target: "torchscript" of "torchscript/qnnpack"."""
+    return target.partition("/")[0]
+
+
+def engine_of(target: str) -> str | None:
+    """The engine of a target, None where it names none."""
+    return target.partition("/")[2] or None
