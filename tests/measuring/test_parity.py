@@ -74,6 +74,11 @@ def test_one_changed_weight_is_named_at_its_op(
     parity = eq.verify(artifact, program, [IMAGE], check_hashes=False)
     assert parity.first_difference == layer
     assert parity.max_error_steps >= 1.0  # the logits may still be equal: later clamps can absorb it
+    wrong = [value for value in parity.values if value.bit_identical < 1.0]
+    assert (wrong[0].name, wrong[0].op) == (layer, layer)
+    assert parity.max_error_steps == max(value.max_error_steps for value in wrong)
+    assert sum(parity.histogram.values()) == sum(value.n for value in parity.values)
+    assert f"the first op that differs is {layer}\n  {layer}: " in str(parity)
 
 
 @EXACT_ARITHMETIC
@@ -83,6 +88,8 @@ def test_a_changed_last_layer_is_named_by_its_float_output(
     change(artifact, "fc.weight", largest(program, "fc.weight"))
     parity = eq.verify(artifact, program, [IMAGE], check_hashes=False)
     assert parity.first_difference == "fc" and parity.max_error_steps == 0.0
+    assert parity.output_error > 0 and set(parity.histogram) == {0}
+    assert str(parity).endswith("values inside: every integer equal\nthe first op that differs is fc")
 
 
 @EXACT_ARITHMETIC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from edgeqat.errors import DataError, InputError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.artifact import Artifact, load_artifact
+from edgeqat.measuring.value_parity import ValueParity, ValueTally
 from edgeqat.per_sample import same_prediction
 from edgeqat.program import QuantizedProgram
 from edgeqat.signature import Batch
@@ -38,6 +40,8 @@ class Parity:
             outputs are within one step of an 8-bit grid over the range of what they are held against.
         first_difference: Name of the first op, in program order, whose value differs; None if none does.
         exact_here: Whether this machine's kernels have the arithmetic compared with, so that equality is owed.
+        values: Every inner value that has a grid, in program order, with its errors in steps.
+        output_error: Largest difference of an output, in its own unit.
     """
 
     against: str
@@ -47,6 +51,38 @@ class Parity:
     agreement: float
     first_difference: str | None
     exact_here: bool
+    values: tuple[ValueParity, ...] = ()
+    output_error: float = 0.0
+
+    @property
+    def histogram(self) -> dict[int, int]:
+        """How many integers inside the network are off by how many steps, over all values."""
+        total: Counter[int] = Counter()
+        for value in self.values:
+            total.update(value.histogram)
+        return dict(sorted(total.items()))
+
+    def __str__(self) -> str:
+        """The findings in a few lines: the whole network, the first op that differs, the values that differ."""
+        lines = [
+            f"{100 * self.bit_identical:.4f}% of outputs bit-identical to {self.against} on {self.n} samples, largest "
+            f"difference {self.output_error:.4g}, agreement {100 * self.agreement:.2f}%"
+        ]
+        if self.values:
+            inside = ", ".join(f"{steps:+d}: {count}" for steps, count in self.histogram.items() if steps)
+            lines.append(
+                f"{len(self.values)} values inside: errors in steps {{{inside}}}"
+                if inside
+                else f"{len(self.values)} values inside: every integer equal"
+            )
+        if self.first_difference is not None:
+            lines.append(f"the first op that differs is {self.first_difference}")
+        lines += [
+            f"  {value.name}: {100 * value.bit_identical:.4f}% identical, at most {value.max_error_steps:g} steps off"
+            for value in self.values
+            if value.max_error_steps > 0
+        ]
+        return "\n".join(lines)
 
 
 class _Tally:
@@ -62,6 +98,7 @@ class _Tally:
         self._errors: list[Tensor] = []
         self._ranges: list[Tensor] = []
         self.n = self.equal = self.elements = 0
+        self.worst = 0.0
 
     def add(self, found: list[Tensor], expected: list[Tensor]) -> list[int]:
         """Counts a batch; the positions of the outputs that are not equal."""
@@ -75,6 +112,8 @@ class _Tally:
         for a, b in zip(found, expected, strict=True):
             self.equal += int((a == b).sum())
             self.elements += a.numel()
+        for i in unequal:
+            self.worst = max(self.worst, float((found[i].double() - expected[i].double()).abs().max()))
         self.n += len(found[0])
         if self._classes and found[0].ndim in (2, 4) and found[0].shape[1] > 1:
             self._agreed.append(same_prediction(found[0], expected[0]).double())
@@ -133,8 +172,9 @@ def verify(
     session = artifact.session(engine=engine)
     against = _arithmetic_of(artifact, engine)
     interpreter = Interpreter(program, ARITHMETICS[against])
-    tally, worst, first = _Tally(classes), 0.0, None
-    wrong_outputs: set[str] = set()
+    tally, wrong_outputs = _Tally(classes), set[str]()
+    makers = {name: op.name for op in program.ops for name in op.outputs}
+    inner = ValueTally({name: makers[name] for name in program.tapped()})
     order = {name: i for i, name in enumerate(program.values)}
     for batch in batches:
         inputs = program.signature.flatten(batch)
@@ -142,16 +182,24 @@ def verify(
         found, inside = session.run_with_taps(inputs)
         unequal = tally.add(found, pytree.tree_leaves(outputs))
         wrong_outputs.update(program.outputs[i] for i in unequal)
-        for name, expected in values.items():
-            steps = float((inside[name].to(torch.float32) - expected).abs().max())
-            worst = max(worst, steps)
-            if steps > 0 and (first is None or order[name] < order[first]):
-                first = name
+        inner.add(inside, values)
+    found_inside = inner.values()
+    wrong = [value.name for value in found_inside if value.max_error_steps > 0]
+    first = min(wrong, key=order.__getitem__, default=None)
     if first is None and wrong_outputs:
         first = str(artifact.manifest["outputs"][min(wrong_outputs, key=order.__getitem__)]["op"])
     identical, agreement = tally.shares()
-    here = artifact.arithmetic(engine) == against
-    return Parity(f"reference:{against}", tally.n, identical, worst, agreement, first, here)
+    return Parity(
+        against=f"reference:{against}",
+        n=tally.n,
+        bit_identical=identical,
+        max_error_steps=max((value.max_error_steps for value in found_inside), default=0.0),
+        agreement=agreement,
+        first_difference=first,
+        exact_here=artifact.arithmetic(engine) == against,
+        values=found_inside,
+        output_error=tally.worst,
+    )
 
 
 def _arithmetic_of(artifact: Artifact, engine: str | None) -> str:
@@ -174,4 +222,4 @@ def compare_float(
             found = artifact.session().run(artifact.flat_inputs(batch))
             tally.add(found, pytree.tree_leaves(model(batch)))
     identical, agreement = tally.shares()
-    return Parity("simulation", tally.n, identical, 0.0, agreement, None, False)
+    return Parity("simulation", tally.n, identical, 0.0, agreement, None, False, output_error=tally.worst)

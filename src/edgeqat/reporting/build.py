@@ -21,6 +21,7 @@ from edgeqat.reporting.schema import (
     ParityRow,
     Report,
     Row,
+    ValueRow,
     judge,
 )
 from edgeqat.signature import Batch, call
@@ -131,4 +132,5 @@ def _latency_row(variant: Variant, runtime: str, measured: Measurement) -> Laten
 
 def _parity_row(parity: Parity) -> ParityRow:
     fields: dict[str, Any] = {name: getattr(parity, name) for name in ParityRow.model_fields}
-    return ParityRow(**fields)
+    values = [ValueRow(name=v.name, op=v.op, histogram=dict(v.histogram)) for v in parity.values]
+    return ParityRow(**fields | {"values": values})

@@ -60,6 +60,14 @@ class LatencyRow(_Record):
     samples: str
 
 
+class ValueRow(_Record):
+    """One value inside a network: how many of its integers are off by how many steps; 0 counts the equal ones."""
+
+    name: str
+    op: str
+    histogram: dict[int, int]
+
+
 class ParityRow(_Record):
     """Comparison with the reference where an arithmetic is known, else with the simulation."""
 
@@ -69,6 +77,9 @@ class ParityRow(_Record):
     max_error_steps: float
     agreement: float
     first_difference: str | None
+    output_error: float = 0.0
+    histogram: dict[int, int] = Field(default_factory=dict)
+    values: list[ValueRow] = Field(default_factory=list)
 
 
 class OpsRow(_Record):
