@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeqat.lowering.lower import lower
     from edgeqat.measuring.measure import Measurement, measure
     from edgeqat.measuring.parity import Parity, verify
+    from edgeqat.measuring.qdq_file import QdqParity, verify_qdq
     from edgeqat.pipeline import run
     from edgeqat.planning import Plan, plan
     from edgeqat.program import QuantizedProgram
@@ -49,6 +50,7 @@ __all__ = [
     "reference",
     "lower",
     "verify",
+    "verify_qdq",
     "measure",
     "run",
     # what they take and return
@@ -62,6 +64,7 @@ __all__ = [
     "Measurement",
     "Parity",
     "Plan",
+    "QdqParity",
     "QConfig",
     "QConfigMapping",
     "QuantizedProgram",
@@ -89,6 +92,8 @@ _HOMES = {
     "load_artifact": "lowering.artifact",
     "verify": "measuring.parity",
     "Parity": "measuring.parity",
+    "verify_qdq": "measuring.qdq_file",
+    "QdqParity": "measuring.qdq_file",
     "measure": "measuring.measure",
     "Measurement": "measuring.measure",
     "run": "pipeline",

@@ -111,12 +111,22 @@ def inspect(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    folder: Annotated[Path, typer.Argument(help="An artifact folder; or a QDQ .onnx file from any tool.")],
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not check the files' hashes first.")] = False,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Inputs for an .onnx file: .npy, or .safetensors with a tensor for each.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replays the golden vectors shipped inside an artifact folder on this machine's runtime."""
+    """Replays the golden vectors shipped inside an artifact folder on this machine's runtime.
+
+    Of an .onnx file in QDQ form: says where ONNX Runtime does not compute what the file means.
+    """
     from dataclasses import asdict
+
+    if folder.suffix == ".onnx":
+        _verify_file(folder, inputs, as_json)
+        return
 
     from edgeqat.errors import MissingRuntimeError, TamperedError
     from edgeqat.replay.command import describe
@@ -131,6 +141,17 @@ def verify(
         raise MissingRuntimeError("onnxruntime", "onnxruntime", str(error)) from error
     print(json.dumps(asdict(result), indent=1) if as_json else describe(result))
     if not result.passed and result.exact_here:
+        raise typer.Exit(3)
+
+
+def _verify_file(path: Path, inputs: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from edgeqat.measuring.qdq_file import read_inputs, verify_qdq
+
+    result = verify_qdq(path, None if inputs is None else read_inputs(inputs))
+    print(json.dumps(asdict(result), indent=1) if as_json else result)
+    if result.departing:
         raise typer.Exit(3)
 
 

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from edgeqat.errors import InputError, MissingRuntimeError
 
-__all__ = ["OnnxSession", "optimized_ops"]
+__all__ = ["OnnxSession", "float_ops", "optimized_ops"]
+
+FLOAT = 1
+"""TensorProto.FLOAT."""
+
+TO_FLOAT = ("DequantizeLinear", "MatMulIntegerToFloat")
+"""Ops over integers whose results are float."""
+
+MOVING = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Ops that compute nothing."""
 
 
 class OnnxSession:
@@ -26,9 +35,17 @@ class OnnxSession:
         threads: Threads within one op; ops run one after the other.
         optimized_to: Where ONNX Runtime writes the graph it really runs, if wanted.
         taps: Bytes that, appended to the model, make its inner values outputs.
+        optimize: Whether it may replace nodes by others; without, it runs each as it stands in the file.
     """
 
-    def __init__(self, model: bytes, threads: int = 1, optimized_to: Path | None = None, taps: bytes = b"") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int = 1,
+        optimized_to: Path | None = None,
+        taps: bytes = b"",
+        optimize: bool = True,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -37,6 +54,8 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
         try:
@@ -85,9 +104,28 @@ def _unsigned(integers: Tensor) -> Tensor:
 
 def optimized_ops(model: bytes) -> Counter[str]:
     """How often each op occurs in the graph that ONNX Runtime really runs."""
+    return Counter(node.op_type for node in _optimized(model).node)
+
+
+def float_ops(model: bytes) -> Counter[str]:
+    """How often each op that computes in float occurs in the graph that ONNX Runtime really runs."""
+    graph, found = _optimized(model), Counter[str]()
+    constants = {tensor.name for tensor in graph.initializer}
+    floats = {info.name for info in graph.input if info.type.tensor_type.elem_type == FLOAT} - constants
+    for node in graph.node:
+        if node.op_type.startswith("Q"):  # QuantizeLinear, and the integer kernels
+            continue
+        if node.op_type in TO_FLOAT or floats.intersection(node.input):
+            floats.update(node.output)
+            if node.op_type not in (*TO_FLOAT, *MOVING):
+                found[node.op_type] += 1
+    return found
+
+
+def _optimized(model: bytes) -> Any:
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         OnnxSession(model, optimized_to=path)
-        return Counter(node.op_type for node in onnx.load(path).graph.node)
+        return onnx.load(path).graph
