@@ -23,7 +23,7 @@ import edgeqat as eq
 from edgeqat.data.batches import normalise
 from edgeqat.replay import kernels
 from edgeqat.replay.command import describe
-from edgeqat.replay.folder import MANIFEST_KEYS, FolderError, read_manifest, reason_of
+from edgeqat.replay.folder import MANIFEST_KEYS, UNSEALED, FolderError, read_manifest, reason_of, seal_of
 from edgeqat.replay.kernels import arithmetic_here
 from edgeqat.replay.pixels import preprocess, steps_of
 from edgeqat.replay.script import RUNNERS, replay, verify_script
@@ -51,6 +51,9 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
+    if isinstance(manifest.get("sha256"), str):  # whoever can change a manifest can give it a new hash
+        manifest["sha256"] = UNSEALED
+        manifest["sha256"] = seal_of(json.dumps(manifest).encode(), UNSEALED)
     path.write_text(json.dumps(manifest))
 
 
@@ -126,6 +129,36 @@ def test_changed_file_is_named(folder: Path, name: str, at: int) -> None:
     assert found.endswith("fetch the artifact again, or pass --no-hash to see what it computes")
 
 
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_any_changed_byte_of_the_manifest_is_found(folder: Path, at: float) -> None:
+    path = folder / "manifest.json"
+    text = bytearray(path.read_bytes())
+    # A letter or digit becomes another one, so that the file is still a manifest.
+    place = next(i for i in range(int(at * len(text)), len(text)) if chr(text[i]) in "123456")
+    text[place] += 1
+    path.write_bytes(text)
+    assert refusal(folder).startswith(f"{path} does not match its own sha256")
+    with pytest.raises(eq.EdgeqatError, match="does not match its own sha256"):
+        eq.load_artifact(folder)
+
+
+def test_a_changed_hash_of_the_manifest_is_found(folder: Path) -> None:
+    path = folder / "manifest.json"
+    own = json.loads(path.read_text())["sha256"]
+    path.write_text(path.read_text().replace(own, own[::-1]))
+    assert refusal(folder).startswith(f"{path} does not match its own sha256")
+
+
+@pytest.mark.parametrize("part", ["weights", "graph"])
+def test_a_flipped_byte_inside_the_model_is_found(folder: Path, part: str) -> None:
+    path = folder / "model.onnx"
+    model = onnx.load(path)
+    weights = next(t.raw_data for t in model.graph.initializer if t.name == "conv2.weight")
+    sought = weights if part == "weights" else b"QuantizeLinear"
+    flip_byte(path, path.read_bytes().index(sought) + 2)
+    assert f"{path} has sha256 " in refusal(folder)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -172,7 +205,7 @@ def test_model_outside_the_folder_is_refused(folder: Path, check: bool) -> None:
         (b"\xff\xfe", "cannot be read"),
         (b"[]", "holds no JSON object"),
         (b"null", "holds no JSON object"),
-        (b"{}", "lacks runtime, engine, model, files, arithmetics, inputs, outputs, checks"),
+        (b"{}", "lacks sha256, runtime, engine, model, files, arithmetics, inputs, outputs, checks"),
     ],
     ids=["empty", "text", "bytes", "list", "null", "object"],
 )

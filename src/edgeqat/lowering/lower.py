@@ -22,7 +22,7 @@ from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
 from edgeqat.program import Kind, Op, QuantizedProgram
-from edgeqat.replay.folder import reason_of
+from edgeqat.replay.folder import UNSEALED, reason_of, seal_of
 from edgeqat.replay.script import verify_script
 from edgeqat.signature import Batch
 from edgeqat.target_rules import resolve_targets
@@ -83,6 +83,7 @@ def lower(
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", verify_script(target.runtime))
         manifest = _manifest(program, target, spelling, temporary, inputs, preprocessing)
+        manifest["sha256"] = seal_of(to_json(manifest).encode(), UNSEALED)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
 
@@ -141,6 +142,7 @@ def _manifest(
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return {
         "schema": 1,
+        "sha256": UNSEALED,
         "edgeqat": __version__,
         "runtime": target.runtime,
         "target": target.name,

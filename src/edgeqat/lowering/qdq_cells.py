@@ -36,6 +36,7 @@ class Cell:
         output: The integer tensor that its QuantizeLinear makes, or the float output of the graph.
         real: The float tensor that is quantized; None where the cell ends in float.
         inputs: Where it begins: outputs of other cells, and inputs of the graph.
+        constants: Names of the initializers that its nodes read.
         ops: Types of its nodes, those that dequantize and quantize left out.
         scale: Of its QuantizeLinear, where it is one number; else None.
         zero_point: Of its QuantizeLinear.
@@ -46,6 +47,7 @@ class Cell:
     output: str
     real: str | None
     inputs: tuple[str, ...]
+    constants: frozenset[str]
     ops: tuple[str, ...]
     scale: float | None = None
     zero_point: int = 0
@@ -102,12 +104,13 @@ class QdqGraph:
     def _cell(self, output: str) -> Cell:
         nodes, begins = self._slice(output)
         ops = tuple(node.op_type for node in nodes if node.op_type not in (QUANTIZE, DEQUANTIZE))
+        constants = frozenset(name for node in nodes for name in node.input if name in self._constants)
         maker = self._makers[output]
         if maker.op_type != QUANTIZE:
-            return Cell(output, None, begins, ops)
+            return Cell(output, None, begins, constants, ops)
         scale, zero_point = self._number(maker.input[1]), self._zero_point(maker)
         low, high = self._bounds(output)
-        return Cell(output, maker.input[0], begins, ops, scale, zero_point, low, high)
+        return Cell(output, maker.input[0], begins, constants, ops, scale, zero_point, low, high)
 
     def _slice(self, output: str) -> tuple[list[Any], tuple[str, ...]]:
         """(nodes in the file's order, what they begin with)."""

@@ -14,7 +14,10 @@ from edgeqat.replay.kernels import ENGINES
 
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"}
 
-MANIFEST_KEYS = {"runtime": str, "engine": str, "model": str, "files": dict, "arithmetics": list}
+UNSEALED = "0" * 64
+"""Stands for a manifest's own hash while that is computed."""
+
+MANIFEST_KEYS = {"sha256": str, "runtime": str, "engine": str, "model": str, "files": dict, "arithmetics": list}
 MANIFEST_KEYS |= {"inputs": dict, "outputs": dict, "checks": list}
 """What replaying reads of a manifest, with its JSON type."""
 
@@ -66,8 +69,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def seal_of(text: bytes, written: str) -> str:
+    """A manifest's own hash: of its file, with the hash that is written in it blanked."""
+    return hashlib.sha256(text.replace(written.encode(), UNSEALED.encode())).hexdigest()
+
+
 def check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises FolderError for the first file that is missing or is not the one the manifest was written for."""
+    path = folder / "manifest.json"
+    if seal_of(path.read_bytes(), manifest["sha256"]) != manifest["sha256"]:
+        raise FolderError(
+            f"{path} does not match its own sha256: it was changed or damaged; fetch the artifact again, or pass "
+            "--no-hash to see what the model computes"
+        )
     for name in sorted({manifest["model"], "golden.safetensors", *manifest["files"]}):
         path, entry = folder / name, manifest["files"].get(name)
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
