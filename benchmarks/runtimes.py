@@ -6,8 +6,8 @@
 The two files of a runtime are timed call by call in turn, in one process; each repeat loads fresh sessions. Printed:
 the median over the repeats of both medians and of their ratio, its smallest and largest. In ONNX Runtime the file that
 `onnxruntime.quantization.quantize_static` makes of the same model (uint8 activations, int8 weights per channel) runs
-beside them. Latency does not depend on the weights; where --weights names a folder with MODEL-cifar10-float.safetensors files they
-are loaded all the same. Run it with nothing else running.
+beside them. Latency does not depend on the weights; those of --weights, a folder with MODEL-cifar10-float.safetensors,
+are loaded where there are any. Run it with nothing else running.
 """
 
 from __future__ import annotations

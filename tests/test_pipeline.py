@@ -124,6 +124,7 @@ ROW: dict[str, object] = {
         }
     ),
     "ops": optional({"integer": int, "float": int}),
+    "profile": list,
     "artifact": optional(str),
     "sha256": optional(str),
     "changes": optional(

@@ -33,6 +33,7 @@ from edgeqat.machine import installed_runtimes
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.memory import peak_memory
 from edgeqat.measuring.parity import compare_float, verify
+from edgeqat.measuring.profile import profile_ops
 from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import evaluate
 from edgeqat.planning import Plan, plan
@@ -266,5 +267,6 @@ def _measure_all(work: Run, variants: list[Variant]) -> None:
     for (variant, runtime), measurement in zip(places, found, strict=True):
         variant.measured[runtime] = measurement
         variant.memory[runtime] = peak_memory(variant.artifacts[runtime], settings.threads)
+        variant.profile[runtime] = profile_ops(variant.artifacts[runtime], settings.threads, settings.batch)
         lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
         write_atomically(work.folder / samples_path(variant, runtime), "ms\n" + lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,12 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError, MissingRuntimeError
+from edgeqat.lowering.op_time import OpTime, totals
 
 __all__ = ["OnnxSession", "float_ops", "optimized_ops"]
+
+WARM_UP_CALLS = 10
+"""Calls of a profiled session that are not counted."""
 
 FLOAT = 1
 """TensorProto.FLOAT."""
@@ -35,6 +40,7 @@ class OnnxSession:
         threads: Threads within one op; ops run one after the other.
         optimized_to: Where ONNX Runtime writes the graph it really runs, if wanted.
         taps: Bytes that, appended to the model, make its inner values outputs.
+        profiled_to: How the names of files begin that its profiler writes, if wanted.
         optimize: Whether it may replace nodes by others; without, it runs each as it stands in the file.
     """
 
@@ -44,6 +50,7 @@ class OnnxSession:
         threads: int = 1,
         optimized_to: Path | None = None,
         taps: bytes = b"",
+        profiled_to: Path | None = None,
         optimize: bool = True,
     ) -> None:
         try:
@@ -56,6 +63,9 @@ class OnnxSession:
         options.log_severity_level = 3
         # Threads that wait busily for the next call would take the cores of whatever is measured beside this.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profiled_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profiled_to)
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized_to is not None:
@@ -97,6 +107,17 @@ class OnnxSession:
     def run_raw(self, feed: dict[str, np.ndarray[Any, Any]]) -> None:
         """One call and nothing else: what a latency measurement times."""
         self._session.run(None, feed)
+
+    def profile(self, inputs: Sequence[Tensor], calls: int) -> tuple[OpTime, ...]:
+        """What ONNX Runtime's profiler says of some calls, the slowest kind of op first."""
+        with tempfile.TemporaryDirectory() as folder:
+            profiled = OnnxSession(self._model, self._threads, profiled_to=Path(folder) / "profile")
+            for _ in range(WARM_UP_CALLS + calls):
+                profiled.run_raw(self.feed(inputs))
+            events = json.loads(Path(profiled._session.end_profiling()).read_text(encoding="utf-8"))
+        kernels = [event for event in events if event.get("name", "").endswith("_kernel_time")]
+        kernels = kernels[len(kernels) * WARM_UP_CALLS // (WARM_UP_CALLS + calls) :]
+        return totals(((event["args"]["op_name"], event["dur"] / 1000) for event in kernels), calls)
 
 
 def _unsigned(integers: Tensor) -> Tensor:

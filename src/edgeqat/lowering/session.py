@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from edgeqat.errors import InputError
+from edgeqat.lowering.op_time import OpTime
 
 __all__ = ["Session", "open_session"]
 
@@ -39,6 +40,10 @@ class Session(Protocol):
 
     def run_raw(self, feed: Any) -> Any:
         """One call and nothing else: what a latency measurement times."""
+        ...
+
+    def profile(self, inputs: Sequence[Tensor], calls: int) -> tuple[OpTime, ...]:
+        """What the runtime's profiler says of some calls, the slowest kind of op first; nothing where it has none."""
         ...
 
 

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError
+from edgeqat.lowering.op_time import OpTime
 from edgeqat.replay.folder import FolderError
 from edgeqat.replay.run_torchscript import load_torchscript, on_engine, tapped_torchscript
 
 __all__ = ["TorchScriptSession"]
+
+WARM_UP_CALLS = 10
 
 
 class TorchScriptSession:
@@ -65,3 +68,18 @@ class TorchScriptSession:
         """One call and nothing else: what a latency measurement times."""
         with torch.no_grad():
             return self._module(*feed)
+
+    def profile(self, inputs: Sequence[Tensor], calls: int) -> tuple[OpTime, ...]:
+        """What torch's profiler says of some calls, the slowest kind of op first; time in an op's own kernel."""
+        feed = self.feed(inputs)
+        with self.active():
+            for _ in range(WARM_UP_CALLS):
+                self.run_raw(feed)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+                for _ in range(calls):
+                    self.run_raw(feed)
+        found = [
+            OpTime(average.key, round(average.count / calls), average.self_cpu_time_total / 1000 / calls)
+            for average in profiled.key_averages()
+        ]
+        return tuple(sorted(found, key=lambda time: -time.ms))

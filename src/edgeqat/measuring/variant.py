@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from edgeqat.lowering.artifact import Artifact
+from edgeqat.lowering.op_time import OpTime
 from edgeqat.measuring.measure import Measurement
 from edgeqat.measuring.parity import Parity
 from edgeqat.program import QuantizedProgram
@@ -18,7 +19,8 @@ __all__ = ["Variant"]
 class Variant:
     """One of the models a run compares, with all that was made of it; the mappings are by runtime.
 
-    `memory` is the peak memory of a process that runs the artifact, in bytes, None where it cannot be told.
+    `memory` is the peak memory of a process that runs the artifact, in bytes, None where it cannot be told; `profile`
+    is where its time goes.
     """
 
     name: str
@@ -28,3 +30,4 @@ class Variant:
     parity: dict[str, Parity] = field(default_factory=dict)
     measured: dict[str, Measurement] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
+    profile: dict[str, tuple[OpTime, ...]] = field(default_factory=dict)

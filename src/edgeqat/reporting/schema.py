@@ -82,6 +82,14 @@ class ParityRow(_Record):
     values: list[ValueRow] = Field(default_factory=list)
 
 
+class OpTimeRow(_Record):
+    """What a runtime's profiler says of one kind of op of the graph that really runs: milliseconds a call."""
+
+    op: str
+    count: int
+    ms: float
+
+
 class OpsRow(_Record):
     """How many ops run in integers, how many in float."""
 
@@ -154,6 +162,7 @@ class Row(_Record):
     peak_memory_bytes: int | None = None
     parity: ParityRow | None
     ops: OpsRow | None
+    profile: list[OpTimeRow] = Field(default_factory=list)
     artifact: str | None
     sha256: str | None
     changes: Changes | None = None
