@@ -104,6 +104,17 @@ def test_shipped_script_runs_without_edgeqat_and_torch(small_artifact: eq.Artifa
     assert "bit-identical to onnxruntime/x86 on 16 samples" in ended.out
 
 
+def test_shipped_script_times_calls(folder: Path) -> None:
+    ended = run_python(RUN_SHIPPED, folder / "verify.py", "--bench", "--calls", "20", "--threads", "2")
+    assert (ended.code, ended.err) == (0, "")
+    figure = r"\d+\.\d{4}"
+    assert re.fullmatch(
+        rf"{figure} ms a call \(p90 {figure}, p99 {figure}; 20 calls, batch 1, 2 thread\(s\)\)\n", ended.out
+    )
+    flip_byte(folder / "model.onnx")
+    assert "model.onnx has sha256" in run_python(RUN_SHIPPED, folder / "verify.py", "--bench").refusal(2)
+
+
 def test_shipped_script_refuses_and_fails_as_the_command_does(folder: Path) -> None:
     flip_byte(folder / "model.onnx")
     ended = run_python(RUN_SHIPPED, folder / "verify.py")

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import EdgeqatError, TamperedError
-from edgeqat.lowering import memory_probe
 from edgeqat.lowering.golden import golden_inputs
 from edgeqat.measuring.memory import peak_memory
+from edgeqat.replay import probe, run_onnxruntime
+from edgeqat.replay.script import probe_script
 from helpers import flip_byte
 
-LINUX = pytest.mark.skipif(not memory_probe.CLEAR_REFS.exists(), reason="peaks are read from Linux' /proc")
+LINUX = pytest.mark.skipif(not probe.CLEAR_REFS.exists(), reason="peaks are read from Linux' /proc")
 
 
 class Wide(nn.Module):
@@ -69,10 +70,10 @@ def test_the_probe_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_is_told_without_proc(
     small_artifact: eq.Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memory_probe, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    request = {"model": str(small_artifact.path), "runtime": "onnxruntime", "engine": "CPUExecutionProvider"}
+    monkeypatch.setattr(probe, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    request = {"model": str(small_artifact.path), "engine": "CPUExecutionProvider", "threads": 1, "calls": 1}
     feed = golden_inputs(small_artifact.folder, small_artifact.manifest, 1)
-    assert memory_probe.probe({**request, "threads": 1, "calls": 1}, feed) is None
+    assert probe.probe(run_onnxruntime.start, request, feed) is None
 
 
 def test_one_process_that_does_not_tell_makes_the_figure_unknown(
@@ -84,11 +85,10 @@ def test_one_process_that_does_not_tell_makes_the_figure_unknown(
 
 
 def test_the_probe_holds_no_torch() -> None:
-    code = (
-        "import sys, runpy; from pathlib import Path\n"
-        f"names = runpy.run_path({memory_probe.__file__!r})\n"
-        "names['start']('onnxruntime', 'CPUExecutionProvider', 1)\n"
-        "import json; print(json.dumps(sorted({'torch', 'edgeqat', 'onnx', 'onnxruntime'} & set(sys.modules))))"
+    code = probe_script("onnxruntime").replace(
+        "probe_main(start)",
+        "start('CPUExecutionProvider', 1)\n"
+        "    print(json.dumps(sorted({'torch', 'edgeqat', 'onnx', 'onnxruntime'} & set(sys.modules))))",
     )
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ended.stdout) == ["onnxruntime"]

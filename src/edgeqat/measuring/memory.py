@@ -7,14 +7,13 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from edgeqat.errors import EdgeqatError
-from edgeqat.lowering import memory_probe
 from edgeqat.lowering.artifact import Artifact
 from edgeqat.lowering.golden import golden_inputs
+from edgeqat.replay.script import probe_script
 
 __all__ = ["peak_memory"]
 
@@ -49,7 +48,6 @@ def _measure_once(artifact: Artifact, threads: int) -> int | None:
     feed = golden_inputs(artifact.folder, artifact.manifest, 1)
     request = {
         "model": str(artifact.path.resolve()),
-        "runtime": artifact.runtime,
         "engine": artifact.manifest["engine"],
         "threads": threads,
         "calls": CALLS,
@@ -58,7 +56,7 @@ def _measure_once(artifact: Artifact, threads: int) -> int | None:
     inputs = io.BytesIO()
     np.savez(inputs, *feed.values())  # by position: savez takes names as keywords, and "file" is one of its own
     # -P: this package's own folder must not stand in the path, where its modules would hide others.
-    command = [sys.executable, "-P", str(Path(memory_probe.__file__)), json.dumps(request)]
+    command = [sys.executable, "-P", "-c", probe_script(artifact.runtime), json.dumps(request)]
     ended = subprocess.run(command, input=inputs.getvalue(), capture_output=True)
     if ended.returncode != 0:
         lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["it printed nothing"]

@@ -2,6 +2,7 @@
 
     python verify.py [FOLDER] [--no-hash]          compares
     python verify.py [FOLDER] --image PHOTO.png    runs the model on one image, prepared as the manifest says
+    python verify.py [FOLDER] --bench              times calls of the model on this device
 
 Needs numpy and the artifact's runtime, nothing else; --image needs Pillow too, unless it is given a .npy array
 (uint8 [H, W, C]). This file is shipped as `verify.py` in every artifact folder, for a device without edgeqat.

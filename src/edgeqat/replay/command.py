@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from edgeqat.replay.compare import FLOAT_TOLERANCE, Replay, Run, choose_engine, replay_with, runner_of
-from edgeqat.replay.folder import FolderError, check_hashes, read_manifest
+from edgeqat.replay.compare import FLOAT_TOLERANCE, Replay, choose_engine, replay_with, runner_of
+from edgeqat.replay.folder import FolderError, check_hashes, read_manifest, read_safetensors
 from edgeqat.replay.pixels import preprocess, read_image, steps_of
+from edgeqat.replay.runner import Runner
+
+WARM_UP_CALLS = 30
 
 
-def predict(runners: Mapping[str, Run], folder: Path, image: Path) -> str:
+def predict(runners: Mapping[str, Runner], folder: Path, image: Path) -> str:
     """The labels of one image, best first, with the model's figures for them."""
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
@@ -24,12 +28,28 @@ def predict(runners: Mapping[str, Run], folder: Path, image: Path) -> str:
         raise FolderError("the manifest does not say how one image becomes this model's input")
     engine, _ = choose_engine(manifest)
     feed = {name: preprocess(read_image(image, steps)[None], steps)}
-    run = runner_of(manifest, runners)
-    outputs, _ = run(folder / manifest["model"], engine, feed, list(manifest["outputs"]), b"")
+    runner = runner_of(manifest, runners)
+    outputs, _ = runner.run(folder / manifest["model"], engine, feed, list(manifest["outputs"]), b"")
     scores = next(iter(outputs.values()))[0].ravel()
     labels = (manifest["preprocessing"] or {}).get("labels") or [str(i) for i in range(len(scores))]
     best = np.argsort(-scores, kind="stable")[:5]
     return "\n".join(f"{labels[i] if i < len(labels) else i}\t{scores[i]:.4f}" for i in best)
+
+
+def bench(runners: Mapping[str, Runner], folder: Path, threads: int, calls: int) -> str:
+    """One line: how long a call on the first golden input takes on this device, loaded and warm."""
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    golden, (engine, _) = read_safetensors(folder / "golden.safetensors"), choose_engine(manifest)
+    feed = {name: golden[f"inputs/{name}"][:1].copy() for name in manifest["inputs"]}
+    call = runner_of(manifest, runners).start(engine, threads)(folder / manifest["model"], feed)
+    samples = []
+    for _ in range(WARM_UP_CALLS + calls):
+        started = time.perf_counter_ns()
+        call()
+        samples.append((time.perf_counter_ns() - started) / 1e6)
+    p50, p90, p99 = np.percentile(samples[WARM_UP_CALLS:], (50, 90, 99))
+    return f"{p50:.4f} ms a call (p90 {p90:.4f}, p99 {p99:.4f}; {calls} calls, batch 1, {threads} thread(s))"
 
 
 def describe(result: Replay) -> str:
@@ -49,16 +69,22 @@ def describe(result: Replay) -> str:
     return f"FAILED: {share}; the first op that differs is {result.first_difference}"
 
 
-def main(runners: Mapping[str, Run]) -> int:
+def main(runners: Mapping[str, Runner]) -> int:
     """The command line of verify.py."""
     parser = argparse.ArgumentParser(description="Replay an artifact's golden vectors on this device.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(sys.argv[0]).resolve().parent)
     parser.add_argument("--no-hash", action="store_true", help="do not check the files' hashes first")
     parser.add_argument("--image", type=Path, help="an image (needs Pillow) or a .npy array to run on instead")
+    parser.add_argument("--bench", action="store_true", help="time calls on the first golden input instead")
+    parser.add_argument("--threads", type=int, default=1, help="threads of --bench")
+    parser.add_argument("--calls", type=int, default=1000, help="timed calls of --bench")
     options = parser.parse_args()
     try:
         if options.image is not None:
             print(predict(runners, options.folder, options.image))
+            return 0
+        if options.bench:
+            print(bench(runners, options.folder, options.threads, options.calls))
             return 0
         result = replay_with(runners, options.folder, check=not options.no_hash)
     except FolderError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,7 @@ import numpy as np
 from edgeqat.replay.folder import FolderError, check_hashes, checksums, read_manifest, read_safetensors
 from edgeqat.replay.kernels import EXACT_ENGINES, arithmetic_here
 from edgeqat.replay.pixels import check_preprocessing
-
-Run = Callable[[Path, str, "dict[str, Any]", "list[str]", bytes], "tuple[dict[str, Any], dict[str, Any]]"]
-"""A runtime: (model file, engine, inputs, names of the outputs, taps) to every output by name, and every inner value
-if there are taps; one thread."""
+from edgeqat.replay.runner import Runner
 
 FLOAT_TOLERANCE = 1e-4
 """Relative to the largest expected output: what two float32 kernels may differ by, for float islands only."""
@@ -51,7 +48,7 @@ class Replay:
     inside: int
 
 
-def runner_of(manifest: dict[str, Any], runners: Mapping[str, Run]) -> Run:
+def runner_of(manifest: dict[str, Any], runners: Mapping[str, Runner]) -> Runner:
     """What runs an artifact's model file."""
     runtime = str(manifest["runtime"])
     if runtime not in runners:
@@ -59,7 +56,7 @@ def runner_of(manifest: dict[str, Any], runners: Mapping[str, Run]) -> Run:
     return runners[runtime]
 
 
-def replay_with(runners: Mapping[str, Run], folder: Path, check: bool = True) -> Replay:
+def replay_with(runners: Mapping[str, Runner], folder: Path, check: bool = True) -> Replay:
     """Runs the golden inputs through the model file and compares.
 
     Args:
@@ -86,7 +83,7 @@ def replay_with(runners: Mapping[str, Run], folder: Path, check: bool = True) ->
         ) from error
 
 
-def compare(run: Run, manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Replay:
+def compare(runner: Runner, manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Replay:
     """Runs the golden inputs through a model file and compares."""
     engine, against = choose_engine(manifest)
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
@@ -95,7 +92,7 @@ def compare(run: Run, manifest: dict[str, Any], golden: dict[str, Any], model: P
     samples = len(next(iter(feed.values())))
     inside = sum(row["exact"] for row in manifest["checks"])
     taps = golden["taps"].tobytes() if inside else b""
-    outputs, values = run(model, engine, feed, list(manifest["outputs"]), taps)
+    outputs, values = runner.run(model, engine, feed, list(manifest["outputs"]), taps)
     identical, worst, wrong = compare_outputs(manifest, golden, against, outputs)
     first = first_difference(manifest["checks"], golden, against, values) if inside else None
     first = wrong if first is None else first

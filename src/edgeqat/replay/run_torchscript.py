@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeqat.replay.folder import FolderError, reason_of
+from edgeqat.replay.runner import Call
 
 
 def run(
@@ -30,6 +31,26 @@ def run(
     finally:
         torch.set_num_threads(threads)
     return dict(zip(outputs, found, strict=True)), {name: value.numpy() for name, value in values.items()}
+
+
+def start(engine: str, threads: int) -> Callable[[Path, dict[str, Any]], Call]:
+    """Imports torch; returns what makes a call of a model file and its inputs. Sets the process's engine and threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.quantized.engine = engine
+
+    def load(model: Path, feed: dict[str, Any]) -> Call:
+        module = load_torchscript(model, engine)
+        inputs = [torch.from_numpy(array) for array in feed.values()]
+
+        def call() -> object:
+            with torch.inference_mode():
+                return module(*inputs)
+
+        return call
+
+    return load
 
 
 def load_torchscript(path: Path, engine: str) -> Any:
