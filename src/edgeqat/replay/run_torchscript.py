@@ -34,7 +34,7 @@ def run(
 
 
 def start(engine: str, threads: int) -> Callable[[Path, dict[str, Any]], Call]:
-    """Imports torch; returns what makes a call of a model file and its inputs. Sets the process's engine and threads."""
+    """Imports torch, sets its engine and threads; returns what makes a call of a model file and its inputs."""
     import torch
 
     torch.set_num_threads(threads)
