@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
+from edgeqat.interpreter.pair_table import PairTables
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
     ClampAttrs,
@@ -110,6 +111,7 @@ class Interpreter:
     def __init__(self, program: QuantizedProgram, arithmetic: Arithmetic) -> None:
         self.program, self.arithmetic = program, arithmetic
         self._weights = {op.name: self._weight(op) for op in program.ops if op.kind in WEIGHTED}
+        self._pairs = PairTables()
         self._tapped = frozenset(program.tapped())
         self._reads = Counter(name for op in program.ops for name in op.inputs)
         self._reads.update(program.outputs)
@@ -184,9 +186,9 @@ class Interpreter:
         """Ops over several values, each on its own grid."""
         a, grids, grid = self.arithmetic, [self.program.grid_of(n) for n in op.inputs], self.program.grid_of(op.name)
         if op.kind is Kind.ADD:
-            return a.add(args[0], grids[0], args[1], grids[1], grid)
+            return self._pairs.combine(op.name, a.add, a.add_block, args[0], grids[0], args[1], grids[1], grid)
         if op.kind is Kind.MUL:
-            return a.mul(args[0], grids[0], args[1], grids[1], grid)
+            return self._pairs.combine(op.name, a.mul, 1, args[0], grids[0], args[1], grids[1], grid)
         if isinstance(op.attrs, ConcatAttrs):
             dim = op.attrs.dim
             parts = [q if g is grid else a.change_grid(q, g, grid, dim) for q, g in zip(args, grids, strict=True)]
@@ -201,8 +203,8 @@ class Interpreter:
         x_grid, w_grid = self.program.grid_of(op.inputs[0]), self.program.consts[op.weight].grid
         (s_x, z_x), (s_w, _) = x_grid.filled(), w_grid.filled()
         weight, bias, float_bias = self._weights[op.name]
-        # Subtracting the zero point first makes zero padding pad with real zeros.
-        shifted = (x - z_x).to(weight.dtype)
+        # Subtracting the zero point first makes zero padding pad with real zeros; what is rectified has none.
+        shifted = (x - z_x if int(z_x) else x).to(weight.dtype)
         if isinstance(op.attrs, ConvAttrs):
             acc = _convolve(shifted, weight, bias, op.attrs)
         elif isinstance(op.attrs, ConvTransposeAttrs):

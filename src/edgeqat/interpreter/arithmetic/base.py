@@ -49,7 +49,10 @@ class Arithmetic(Protocol):
     def requantize(
         self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor, grid: Grid, attrs: Attrs
     ) -> Tensor:
-        """An accumulator of conv or linear (which `attrs` tells), and the float part of its bias, to integers."""
+        """An accumulator of conv or linear (which `attrs` tells), and the float part of its bias, to integers.
+
+        `acc` may be overwritten.
+        """
         ...
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
@@ -94,11 +97,12 @@ def channels(parameter: Tensor, acc: Tensor) -> Tensor:
 
 
 def round_outside(x: Tensor, grid: Grid) -> Tensor:
-    """round(clamp(x)) + zero_point, clamped to the grid: the zero point is added after rounding."""
+    """round(clamp(x)) + zero_point, clamped to the grid: the zero point is added after rounding. Overwrites x."""
     _, zero_point = grid.filled()
     z = int(zero_point)
-    # In place on the clamp's own result: fresh memory costs more than the arithmetic does.
-    return torch.clamp(x, grid.qmin - z, grid.qmax - z).round_().add_(z)
+    # Fresh memory costs more than the arithmetic does.
+    rounded = x.clamp_(grid.qmin - z, grid.qmax - z).round_()
+    return rounded.add_(z) if z else rounded
 
 
 def window_sums(shifted: Tensor, attrs: AveragePoolAttrs) -> tuple[Tensor, Tensor]:

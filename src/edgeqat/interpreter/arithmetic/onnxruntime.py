@@ -55,7 +55,7 @@ class OnnxRuntimeX86:
     ) -> Tensor:
         scale, _ = grid.filled()
         multiplier = (input_scale * weight_scale) / scale
-        return round_outside(acc.to(torch.float32) * channels(multiplier, acc), grid)
+        return round_outside(acc.to(torch.float32).mul_(channels(multiplier, acc)), grid)
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         return acc.to(torch.float32) * channels(input_scale * weight_scale, acc)

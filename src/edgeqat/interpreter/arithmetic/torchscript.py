@@ -141,10 +141,10 @@ class Fbgemm(_Native):
         product = input_scale * weight_scale
         total = acc.to(torch.float32)
         if bias is not None and product.dim():
-            total = total + channels(bias / product, acc)
+            total = total.add_(channels(bias / product, acc))
         elif bias is not None:
             total = fma(channels(bias, acc), 1 / product, total)
-        return round_outside(total * channels(product / scale, acc), grid)
+        return round_outside(total.mul_(channels(product / scale, acc)), grid)
 
 
 class Onednn(_Native):
@@ -157,10 +157,10 @@ class Onednn(_Native):
     ) -> Tensor:
         scale, zero_point = grid.filled()
         weight = weight_scale if isinstance(attrs, ConvAttrs) else _twice_inverted(weight_scale)
-        real = acc.to(torch.float32) * _twice_inverted(input_scale) * channels(weight, acc)
+        real = acc.to(torch.float32).mul_(_twice_inverted(input_scale)).mul_(channels(weight, acc))
         if bias is not None:
-            real = real + channels(bias, acc)
-        return torch.round(real * (1 / scale) + zero_point).clamp_(grid.qmin, grid.qmax)
+            real = real.add_(channels(bias, acc))
+        return real.mul_(1 / scale).add_(zero_point).round_().clamp_(grid.qmin, grid.qmax)
 
 
 class X86(_Native):
@@ -195,7 +195,7 @@ class Qnnpack(_TorchInt8):
     ) -> Tensor:
         scale, _ = grid.filled()
         multiplier = (input_scale * weight_scale) * (1 / scale)
-        return round_outside(acc.to(torch.float32) * channels(multiplier, acc), grid)
+        return round_outside(acc.to(torch.float32).mul_(channels(multiplier, acc)), grid)
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
