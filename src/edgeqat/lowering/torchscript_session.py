@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from edgeqat.replay.run_torchscript import load_torchscript, on_engine, tapped_t
 __all__ = ["TorchScriptSession"]
 
 WARM_UP_CALLS = 10
+
+QUIET = "9"
+"""Above every level: torch's profiler would announce itself on standard error."""
 
 
 class TorchScriptSession:
@@ -71,6 +75,7 @@ class TorchScriptSession:
 
     def profile(self, inputs: Sequence[Tensor], calls: int) -> tuple[OpTime, ...]:
         """What torch's profiler says of some calls, the slowest kind of op first; time in an op's own kernel."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", QUIET)
         feed = self.feed(inputs)
         with self.active():
             for _ in range(WARM_UP_CALLS):
