@@ -9,11 +9,16 @@ import torch
 from hypothesis import settings
 
 import edgeqat as eq
+from edgeqat.measuring import latency, memory
 from helpers import CommandLine
 from models import SmallNet, shake
 
 # Test workers share the machine's few cores: more threads than cores make everything ten times slower.
 torch.set_num_threads(1)
+
+# Tests look at whether measuring works, not at the figures: a tenth of the calls, one process instead of three.
+latency.BUDGET_S, latency.MIN_ROUNDS = 0.3, 50
+memory.PROCESSES = 1
 
 # The same examples every time, and no deadline: machines differ in speed, properties do not.
 settings.register_profile("edgeqat", deadline=None, derandomize=True, max_examples=60, database=None)

@@ -49,9 +49,8 @@ def test_peak_grows_with_the_activations(tmp_path: Path) -> None:
 
 
 @LINUX
-def test_the_probe_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_of_torchscript(tmp_path: Path) -> None:
     """The same probe on a scripted model, whose largest tensor is 32 MB as float32."""
-    monkeypatch.setattr("edgeqat.measuring.memory.PROCESSES", 1)  # each imports torch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(Wide().eval()).save(tmp_path / "model.pt")
@@ -79,6 +78,7 @@ def test_nothing_is_told_without_proc(
 def test_one_process_that_does_not_tell_makes_the_figure_unknown(
     small_artifact: eq.Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgeqat.measuring.memory.PROCESSES", 3)
     told = iter([1, None, 3])
     monkeypatch.setattr("edgeqat.measuring.memory._measure_once", lambda artifact, threads: next(told))
     assert peak_memory(small_artifact) is None
