@@ -134,6 +134,7 @@ ROW: dict[str, object] = {
             "per_class": list,
         }
     ),
+    "hazards": list,
 }
 CHECK: dict[str, object] = {
     "name": str,

@@ -141,11 +141,6 @@ class MinMaxObserverOfOurs(MinMaxObserver):
     ("make", "message"),
     [
         (
-            lambda: activation_of(MinMaxObserver.with_args(reduce_range=True)),
-            "found the observer MinMaxObserver with reduce_range=True, but integer kernels clamp to 8 bits, not 7; "
-            'pass reduce_range=False, or take the defaults of "onednn", which have it so',
-        ),
-        (
             lambda: activation_of(PerChannelMinMaxObserver),
             "found the observer PerChannelMinMaxObserver with torch.per_channel_affine for activations, wanted "
             "torch.per_tensor_affine or torch.per_tensor_symmetric: an activation has one scale",
@@ -198,7 +193,6 @@ class MinMaxObserverOfOurs(MinMaxObserver):
         ),
     ],
     ids=[
-        "reduce_range",
         "per channel",
         "per-channel histogram",
         "127",
@@ -247,16 +241,45 @@ def test_default_mappings_plan_a_model_as_their_global_qconfig_does(make: Any, o
     assert (planned.activations, planned.weights) == (ours.activations, ours.weights)
 
 
-@pytest.mark.parametrize("make", [get_default_qconfig_mapping, get_default_qat_qconfig_mapping], ids=["ptq", "qat"])
+@pytest.mark.parametrize(
+    ("make", "observer"),
+    [(get_default_qconfig_mapping, "histogram"), (get_default_qat_qconfig_mapping, "moving_average")],
+    ids=["ptq", "qat"],
+)
 @pytest.mark.parametrize("backend", ["x86", "fbgemm"])
-def test_default_mappings_of_seven_bits_are_refused_in_one_line(make: Any, backend: str) -> None:
-    with pytest.raises(PlanError, match=r"^found the observer \w+ with reduce_range=True, .* pass reduce_range=False"):
-        eq.plan(SmallNet(), IMAGE, qconfig_mapping=quietly(make, backend))
+def test_default_mappings_of_reduced_range_have_seven_bits_of_weights(make: Any, observer: str, backend: str) -> None:
+    expected = eq.QConfig(eq.ActivationConfig(observer=observer), eq.WeightConfig(bits=7))
+    planned, ours = (eq.plan(SmallNet(), IMAGE, "torchscript", m) for m in (quietly(make, backend), expected))
+    assert planned.program.plan_hash == ours.program.plan_hash
+    assert (planned.activations, planned.weights) == (ours.activations, ours.weights)
 
 
-def test_the_default_of_the_article_is_refused_the_same_way() -> None:
-    with pytest.raises(PlanError, match="reduce_range=False"):
-        as_qconfig(get_default_qat_qconfig("fbgemm"))
+@pytest.mark.parametrize(
+    ("factory", "bits", "signed"),
+    [
+        (MinMaxObserver.with_args(reduce_range=True), 8, False),
+        (MinMaxObserver.with_args(reduce_range=True, dtype=torch.qint8), 8, True),
+        (MinMaxObserver.with_args(reduce_range=True, quant_min=0, quant_max=15), 4, False),
+    ],
+    ids=["quint8", "qint8", "four bits"],
+)
+def test_a_reduced_range_is_a_bit_less_of_the_weights_instead(factory: Any, bits: int, signed: bool) -> None:
+    found = as_qconfig(TorchQConfig(activation=factory, weight=WEIGHT))
+    assert found is not None
+    assert (found.activation.bits, found.activation.signed, found.weight.bits) == (bits, signed, 7)
+    narrow = WEIGHT.with_args(quant_min=-8, quant_max=7)
+    found = as_qconfig(TorchQConfig(activation=factory, weight=narrow))
+    assert found is not None and found.weight.bits == 4
+
+
+def test_the_default_of_the_article_cannot_saturate() -> None:
+    model = shake(SmallNet()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        qconfig = get_default_qat_qconfig("fbgemm")
+    sim = eq.prepare(model, IMAGE, qconfig_mapping=qconfig)
+    program = eq.convert(eq.calibrate(sim, [IMAGE]))
+    assert not [found for found in eq.hazards(program) if found.kind == "saturation"]
 
 
 class Reshaped(nn.Module):

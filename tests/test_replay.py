@@ -27,6 +27,7 @@ from edgeqat.replay.folder import MANIFEST_KEYS, UNSEALED, FolderError, read_man
 from edgeqat.replay.kernels import arithmetic_here
 from edgeqat.replay.pixels import preprocess, steps_of
 from edgeqat.replay.script import RUNNERS, replay, verify_script
+from emulation import HASWELL, verify_on_haswell
 from helpers import EXACT_ARITHMETIC, CommandLine, digests, flip_byte, run_edgeqat, run_python
 from models import SmallNet
 
@@ -354,11 +355,45 @@ def test_a_machine_of_another_arithmetic_is_told_so_and_does_not_fail(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: CommandLine
 ) -> None:
     edit_model(folder, EDITS["bias"][1])
-    monkeypatch.setattr(kernels, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(kernels, "cpu_flags", lambda: frozenset({"sse4_1"}))
     ended = command("verify", folder, "--no-hash")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("differs, first at conv3: ")
     assert ended.out.endswith("this machine's kernels have another arithmetic\n")
+
+
+@pytest.mark.skipif(not kernels.is_x86(), reason="this is no x86 machine")
+def test_a_machine_without_vnni_is_held_to_its_own_integers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = arithmetic_here("onnxruntime")
+    monkeypatch.setattr(kernels, "cpu_flags", lambda: frozenset({"avx2"}))
+    found = replay(folder)
+    assert (found.against, found.exact_here) == ("onnxruntime/x86-avx2", True)
+    assert found.passed == (own == found.against)
+
+
+@HASWELL
+def test_the_shipped_script_verifies_without_vnni(folder: Path) -> None:
+    code, out = verify_on_haswell(folder)
+    assert code == 0
+    assert out.startswith("verified: 100.00% of outputs bit-identical to onnxruntime/x86-avx2 on 16 samples")
+
+
+@pytest.mark.skipif(not kernels.is_x86(), reason="this is no x86 machine")
+def test_which_arithmetic_a_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (
+        ({"avx2", "avx512f", "avx512_vnni"}, "onnxruntime/x86"),
+        ({"avx2", "avx_vnni"}, "onnxruntime/x86"),
+        ({"avx2", "avx512f"}, "onnxruntime/x86-avx2"),
+        ({"sse4_1"}, None),
+    ):
+        monkeypatch.setattr(kernels, "cpu_flags", lambda found=flags: frozenset(found))
+        assert arithmetic_here("onnxruntime") == expected
+
+
+def test_arithmetics_that_make_the_same_of_the_inputs_share_their_vectors(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m.update(golden=dict.fromkeys(m["golden"], "onnxruntime/elsewhere")))
+    with pytest.raises(FolderError, match="do not belong together"):
+        replay(folder, check=False)
 
 
 # The command line.

@@ -42,6 +42,7 @@ ORDER = [
     ["graph"],
     ["plan_table", "float_reasons", "grid_rules"],
     ["planning", "interpreter"],
+    ["portability"],
     ["simulate", "lowering"],
     ["train"],
     ["measuring", "factory"],

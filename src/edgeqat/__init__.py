@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgeqat.measuring.qdq_file import QdqParity, verify_qdq
     from edgeqat.pipeline import run
     from edgeqat.planning import Plan, plan
+    from edgeqat.portability import Hazard, SaturationCost, hazards, saturation_cost
     from edgeqat.program import QuantizedProgram
     from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
     from edgeqat.qconfig_mapping import QConfigMapping
@@ -48,6 +49,8 @@ __all__ = [
     "reestimate_batch_norm",
     "convert",
     "reference",
+    "hazards",
+    "saturation_cost",
     "lower",
     "verify",
     "verify_qdq",
@@ -60,6 +63,7 @@ __all__ = [
     "EdgeqatError",
     "FusionMatch",
     "FusionPattern",
+    "Hazard",
     "History",
     "Measurement",
     "Parity",
@@ -68,6 +72,7 @@ __all__ = [
     "QConfig",
     "QConfigMapping",
     "QuantizedProgram",
+    "SaturationCost",
     "SimulatedModel",
     "WeightConfig",
     "load_artifact",
@@ -87,6 +92,10 @@ _HOMES = {
     "History": "train.loop",
     "convert": "simulate.freeze",
     "reference": "interpreter.run",
+    "hazards": "portability",
+    "Hazard": "portability",
+    "saturation_cost": "portability",
+    "SaturationCost": "portability",
     "lower": "lowering.lower",
     "Artifact": "lowering.artifact",
     "load_artifact": "lowering.artifact",

@@ -178,7 +178,9 @@ def scale_for_bias(bias: Tensor, input_scale: Tensor) -> Tensor:
         bias: float32 [C].
         input_scale: float32, 0-d.
     """
-    return (bias.double().abs() / (input_scale.double() * BIAS_LIMIT)).to(torch.float32)
+    scale = (bias.double().abs() / (input_scale.double() * BIAS_LIMIT)).to(torch.float32)
+    # The rounding to float32 may have been downwards, to where the bias does not fit.
+    return torch.where(scale > 0, torch.nextafter(scale, torch.full_like(scale, float("inf"))), scale)
 
 
 def float_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:

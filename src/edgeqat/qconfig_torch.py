@@ -5,18 +5,24 @@
     per_tensor_symmetric, per_channel_...      WeightConfig(per_channel=...)
     MinMaxObserver, ..., with their arguments  observer, observer_args
     _LearnableFakeQuantize                     learned
+    reduce_range of activations                weights of 7 bits
     an observer of one's own, and settings     the factory itself, as observer
       that an observer of ours does not have
 
 Only `weight` differs in a number: -128 .. 127 becomes -127 .. 127 (see WeightConfig). Where quant_min and quant_max of
 a symmetric quint8 are given, torch.ao's zero point is 127; ours is always 128.
+
+reduce_range halves the integers of activations, so that two products fit the 16 bits in which x86 without VNNI adds
+them: 127 * (127 + 127). No kernel clamps to 7 bits, so that each activation would cost a clip of its own; weights
+of 7 bits keep the same promise, 255 * (63 + 63), and need no op. The reduce_range of ONNX Runtime's own quantizer is
+that of weights too.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +51,9 @@ _PER_CHANNEL = {
     torch.per_channel_symmetric: torch.per_tensor_symmetric,
     torch.per_channel_affine: torch.per_tensor_affine,
 }
+REDUCED_BITS = 7
+"""Of weights, for reduce_range."""
+
 _EPS = torch.finfo(torch.float32).eps
 """The smallest scale of torch.ao's observers, where they are not told another."""
 
@@ -67,10 +76,11 @@ def as_qconfig(qconfig: Any, *, weightless: bool = False) -> QConfig | None:
         return qconfig
     if not isinstance(qconfig, torch.ao.quantization.QConfig):
         raise PlanError(f"found a {type(qconfig).__name__} as QConfig, wanted edgeqat.QConfig, torch.ao's, or None")
-    activation = _activation(qconfig.activation)
+    activation, reduced = _activation(qconfig.activation)
     if weightless or activation.observer == REUSE_INPUT:  # what only moves integers has no weight
         return QConfig(activation)
-    return QConfig(activation, _weight(qconfig.weight))
+    weight = _weight(qconfig.weight)
+    return QConfig(activation, replace(weight, bits=min(weight.bits, REDUCED_BITS)) if reduced else weight)
 
 
 @dataclass(frozen=True)
@@ -101,22 +111,18 @@ class _Made:
         return (0, 255) if low is None or high is None else (int(low), int(high))
 
 
-def _activation(factory: Any) -> ActivationConfig:
+def _activation(factory: Any) -> tuple[ActivationConfig, bool]:
+    """The setting of activations; and whether they were to have a bit less, which their weights then have."""
     made = _make(factory)
     observer, kind = made.observer, made.kind
     if kind == "ReuseInputObserver":
-        return ActivationConfig(observer=REUSE_INPUT)
+        return ActivationConfig(observer=REUSE_INPUT), False
     dtype = getattr(observer, "dtype", torch.quint8)
     if dtype not in (*_SIGNED, *_UNSIGNED) or getattr(observer, "is_dynamic", False):
         dynamic = "dynamic " if getattr(observer, "is_dynamic", False) else ""
         raise PlanError(f"found the observer {kind} of {dynamic}{dtype}, wanted static quantization to 8 bits or less")
     if kind in _FIND_NOTHING or not callable(getattr(observer, "calculate_qparams", None)):
         raise PlanError(f"found {kind} as observer of activations, which finds no range")
-    if getattr(observer, "reduce_range", False):
-        raise PlanError(
-            f"found the observer {kind} with reduce_range=True, but integer kernels clamp to 8 bits, not 7; pass "
-            'reduce_range=False, or take the defaults of "onednn", which have it so'
-        )
     if made.scheme not in (None, torch.per_tensor_affine, torch.per_tensor_symmetric):
         raise PlanError(
             f"found the observer {kind} with {made.scheme} for activations, wanted torch.per_tensor_affine or "
@@ -130,14 +136,16 @@ def _activation(factory: Any) -> ActivationConfig:
             "integer kernels clamp to nothing else"
         )
     args, own = _arguments(made)
-    return ActivationConfig(
-        bits=bits,
+    reduced = bool(getattr(observer, "reduce_range", False))
+    config = ActivationConfig(
+        bits=min(bits + reduced, 8),  # its integers are halved already
         observer=ACTIVATION_OBSERVERS[kind] if own else factory,
         learned=made.learned,
         symmetric=made.scheme is torch.per_tensor_symmetric,
         signed=dtype in _SIGNED and low < 0,
         observer_args=args if own else {},
     )
+    return config, reduced
 
 
 def _arguments(made: _Made) -> tuple[dict[str, float], bool]:
@@ -183,7 +191,7 @@ def _make(factory: Any) -> _Made:
     scheme = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of reduce_range, which is refused in our own words
+            warnings.simplefilter("ignore")  # of reduce_range, which has another meaning here
             try:
                 module = factory()
             except NotImplementedError:

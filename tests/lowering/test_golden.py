@@ -24,11 +24,11 @@ def test_computed_in_parts_they_are_the_same(arithmetic: str, monkeypatch: pytes
     program = converted(SmallNet())
     inputs = sample_inputs(program)
     assert samples_together(program, ARITHMETICS[arithmetic], N) == N
-    whole = golden_vectors(program, inputs, [arithmetic], b"", None)
+    whole, _ = golden_vectors(program, inputs, [arithmetic], b"", None)
     # Three samples of the largest value, [8, 32, 32]: the last part has one.
     monkeypatch.setattr(golden, "PART_ELEMENTS", 3 * 8 * 32 * 32)
     assert samples_together(program, ARITHMETICS[arithmetic], N) == 3
-    parts = golden_vectors(program, inputs, [arithmetic], b"", None)
+    parts, _ = golden_vectors(program, inputs, [arithmetic], b"", None)
     assert list(parts) == list(whole)
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from edgeqat.errors import EdgeqatError
 from edgeqat.recipe import GateSection
-from edgeqat.reporting.schema import Gate, LatencyRow, MetricRow, ParityRow, Report, Row, judge
+from edgeqat.reporting.schema import Gate, HazardRow, LatencyRow, MetricRow, ParityRow, Report, Row, judge
 from edgeqat.reporting.summary import best_artifact, print_summary, table_rows
 
 
@@ -138,6 +138,17 @@ def test_the_summary_names_the_way_that_is_better_and_the_memory() -> None:
     printed = summary([row("float", metric=metric, peak_memory_bytes=2_000_000), quantized("ptq", metric=metric)])
     assert "[mae]" in printed and "(lower is better)" in printed
     assert "peak memory 2.0 MB  (float, onnxruntime)" in printed and "(ptq, onnxruntime)" not in printed
+
+
+def test_the_summary_counts_the_hazards_of_a_row() -> None:
+    told = [HazardRow(kind="saturation", where="x86 without VNNI", op=n, found=1, limit=0, advice="") for n in "ab"]
+    told.append(HazardRow(kind="rounding", where="float32 requantization", op="a", found=2e7, limit=2**24, advice=""))
+    printed = summary([row("float"), quantized("ptq", hazards=told)])
+    assert (
+        "hazards: saturation in 2 ops (x86 without VNNI), rounding in 1 ops (float32 requantization)  "
+        "(ptq, onnxruntime)\n" in printed
+    )
+    assert printed.count("hazards") == 1
 
 
 def test_a_report_written_before_a_metric_said_its_direction_is_read() -> None:

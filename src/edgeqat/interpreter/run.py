@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
+from edgeqat.interpreter.arithmetic.base import Saturating
 from edgeqat.interpreter.pair_table import PairTables
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
@@ -71,7 +72,8 @@ def reference(
     Args:
         program: What `convert` returned.
         inputs: A batch of float32 inputs.
-        arithmetic: "onnxruntime/x86", "fbgemm" or "qnnpack", or a runtime, meaning its arithmetic on this machine.
+        arithmetic: "onnxruntime/x86", "onnxruntime/x86-avx2", "fbgemm" or another of `ARITHMETICS`, or a runtime,
+            meaning its arithmetic on this machine.
         taps: Also return every value that has a grid.
 
     Returns:
@@ -211,6 +213,9 @@ class Interpreter:
             acc = _convolve_transposed(shifted, weight, bias, op.attrs)
         else:
             acc = F.linear(shifted.flatten(0, -2), weight, bias)  # [N, C]: the channels second, as in a conv
+        if isinstance(self.arithmetic, Saturating):
+            lost = self.arithmetic.saturation(x, x_grid, weight, op.attrs)
+            acc = acc if lost is None else acc + lost
         grid = self.program.values[op.name].grid
         if grid is None:
             result = self.arithmetic.float_linear(acc, float_bias, s_x, s_w)

@@ -97,8 +97,10 @@ def golden_vectors(
     arithmetics: Sequence[str],
     taps: bytes,
     preprocessing: Mapping[str, Any] | None,
-) -> dict[str, Tensor]:
-    """The tensors of golden.safetensors.
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of golden.safetensors; and by arithmetic the one that its vectors are kept under.
+
+    Two arithmetics that make the same of the golden inputs share their vectors.
 
     Args:
         program: The program.
@@ -113,10 +115,19 @@ def golden_vectors(
         if pixels is not None:
             tensors[f"pixels/{name}"] = pixels
     tensors["taps"] = torch.from_numpy(np.frombuffer(taps, np.uint8).copy())
+    kept: dict[str, dict[str, Tensor]] = {}
+    places: dict[str, str] = {}
     for name in arithmetics:
         together = samples_together(program, ARITHMETICS[name], len(inputs[0]))
-        tensors |= {f"{name}/{key}": tensor for key, tensor in _expected(program, name, inputs, together).items()}
-    return tensors
+        found = _expected(program, name, inputs, together)
+        places[name] = next((other for other, vectors in kept.items() if _same(found, vectors)), name)
+        kept.setdefault(places[name], found)
+    tensors |= {f"{name}/{key}": tensor for name, vectors in kept.items() for key, tensor in vectors.items()}
+    return tensors, places
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, b[key]) for key, tensor in a.items())
 
 
 def samples_together(program: QuantizedProgram, arithmetic: Arithmetic, n: int) -> int:

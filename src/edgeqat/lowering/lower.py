@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgeqat.lowering.own_target import check_follows
 from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
+from edgeqat.portability import hazards
 from edgeqat.program import Kind, Op, QuantizedProgram
 from edgeqat.replay.folder import UNSEALED, reason_of, seal_of
 from edgeqat.replay.script import verify_script
@@ -79,10 +81,10 @@ def lower(
     with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
         _check_runs(program, target.runtime, spelling, temporary, inputs)
-        golden = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
+        golden, places = golden_vectors(program, inputs, spelling.arithmetics, spelling.taps, preprocessing)
         write_atomically(temporary / "golden.safetensors", safetensors.torch.save(golden))
         write_atomically(temporary / "verify.py", verify_script(target.runtime))
-        manifest = _manifest(program, target, spelling, temporary, inputs, preprocessing)
+        manifest = _manifest(program, target, spelling, temporary, inputs, preprocessing) | {"golden": places}
         manifest["sha256"] = seal_of(to_json(manifest).encode(), UNSEALED)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
@@ -173,6 +175,7 @@ def _manifest(
             for value in program.values.values()
             if value.grid is not None
         },
+        "hazards": [asdict(found) for found in hazards(program, target.runtime if target.file else target.name)],
         "checks": [{"op": makers[name], "value": name, "exact": owed[name] == "exact"} for name in program.tapped()],
     }
 

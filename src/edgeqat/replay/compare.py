@@ -26,7 +26,7 @@ class Replay:
     """What replaying found.
 
     Attributes:
-        against: Name of the arithmetic whose golden vectors were used.
+        against: Name of the arithmetic whose results on the golden inputs were compared with.
         exact_here: Whether this machine's kernels are the ones of that arithmetic, so that a difference is a failure.
         samples: Number of golden inputs.
         identical: Share of output elements that are bit-identical.
@@ -86,15 +86,17 @@ def replay_with(runners: Mapping[str, Runner], folder: Path, check: bool = True)
 def compare(runner: Runner, manifest: dict[str, Any], golden: dict[str, Any], model: Path) -> Replay:
     """Runs the golden inputs through a model file and compares."""
     engine, against = choose_engine(manifest)
+    # Arithmetics that make the same of the golden inputs share their vectors.
+    place = manifest["golden"][against]
     feed = {name: golden[f"inputs/{name}"] for name in manifest["inputs"]}
-    check_complete(manifest, golden, against)
+    check_complete(manifest, golden, place)
     check_preprocessing(manifest, golden)
     samples = len(next(iter(feed.values())))
     inside = sum(row["exact"] for row in manifest["checks"])
     taps = golden["taps"].tobytes() if inside else b""
     outputs, values = runner.run(model, engine, feed, list(manifest["outputs"]), taps)
-    identical, worst, wrong = compare_outputs(manifest, golden, against, outputs)
-    first = first_difference(manifest["checks"], golden, against, values) if inside else None
+    identical, worst, wrong = compare_outputs(manifest, golden, place, outputs)
+    first = first_difference(manifest["checks"], golden, place, values) if inside else None
     first = wrong if first is None else first
     # ONNX Runtime computes layers over int8 activations in float: none of its integer kernels on x86 take them.
     here = arithmetic_here(f"{manifest['runtime']}/{engine}") == against and manifest.get("storage") != "int8"
@@ -102,11 +104,11 @@ def compare(runner: Runner, manifest: dict[str, Any], golden: dict[str, Any], mo
     return Replay(against, here, samples, identical, worst, first, first is None, owed, inside)
 
 
-def check_complete(manifest: dict[str, Any], golden: dict[str, Any], against: str) -> None:
+def check_complete(manifest: dict[str, Any], golden: dict[str, Any], place: str) -> None:
     """Raises LookupError where the manifest does not list what the golden vectors hold: it would go unchecked."""
     rows = {"outputs": manifest["outputs"], "crc32": {row["value"] for row in manifest["checks"]}}
     for part, listed in rows.items():
-        prefix = f"{against}/{part}/"
+        prefix = f"{place}/{part}/"
         odd = {key.removeprefix(prefix) for key in golden if key.startswith(prefix)} ^ set(listed)
         if odd:
             raise LookupError(f"only one of them has {prefix}{min(odd)}")
@@ -130,12 +132,12 @@ def choose_engine(manifest: dict[str, Any]) -> tuple[str, str]:
 
 
 def compare_outputs(
-    manifest: dict[str, Any], golden: dict[str, Any], against: str, outputs: dict[str, Any]
+    manifest: dict[str, Any], golden: dict[str, Any], place: str, outputs: dict[str, Any]
 ) -> tuple[float, float, str | None]:
     """(share of identical elements, largest difference, op of the first output that is not as it must be)."""
     equal, total, worst, wrong = 0, 0, 0.0, None
     for name, entry in manifest["outputs"].items():
-        expected, found = golden[f"{against}/outputs/{name}"], outputs[name]
+        expected, found = golden[f"{place}/outputs/{name}"], outputs[name]
         if expected.shape != found.shape:
             return 0.0, float("inf"), str(entry["op"])
         difference = np.abs(expected.astype(np.float64) - found)
@@ -149,11 +151,11 @@ def compare_outputs(
 
 
 def first_difference(
-    checks: list[dict[str, Any]], golden: dict[str, Any], against: str, values: dict[str, Any]
+    checks: list[dict[str, Any]], golden: dict[str, Any], place: str, values: dict[str, Any]
 ) -> str | None:
     """The first op, in program order, whose integers are not the expected ones."""
     for row in checks:
-        expected = golden[f"{against}/crc32/{row['value']}"]
+        expected = golden[f"{place}/crc32/{row['value']}"]
         if row["exact"] and not np.array_equal(checksums(values[row["value"]]), expected):
             return str(row["op"])
     return None

@@ -18,7 +18,7 @@ UNSEALED = "0" * 64
 """Stands for a manifest's own hash while that is computed."""
 
 MANIFEST_KEYS = {"sha256": str, "runtime": str, "engine": str, "model": str, "files": dict, "arithmetics": list}
-MANIFEST_KEYS |= {"inputs": dict, "outputs": dict, "checks": list}
+MANIFEST_KEYS |= {"inputs": dict, "outputs": dict, "checks": list, "golden": dict}
 """What replaying reads of a manifest, with its JSON type."""
 
 

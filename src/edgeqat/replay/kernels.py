@@ -42,8 +42,11 @@ def is_x86() -> bool:
 
 
 def onnxruntime_here(engine: str) -> str | None:
-    """Without VNNI, ONNX Runtime's kernels on x86 saturate."""
-    return "onnxruntime/x86" if is_x86() and cpu_flags() & {"avx512_vnni", "avx_vnni"} else None
+    """Without VNNI, ONNX Runtime's kernels on x86 saturate; without AVX2 too, their sums are not known."""
+    flags = cpu_flags() if is_x86() else frozenset()
+    if flags & {"avx512_vnni", "avx_vnni"}:
+        return "onnxruntime/x86"
+    return "onnxruntime/x86-avx2" if "avx2" in flags else None
 
 
 def torchscript_here(engine: str) -> str | None:

@@ -15,6 +15,7 @@ from edgeqat.recipe import Recipe
 from edgeqat.reporting.changes import find_changes
 from edgeqat.reporting.schema import (
     FLOAT_TWIN,
+    HazardRow,
     LatencyRow,
     MetricRow,
     OpsRow,
@@ -104,6 +105,7 @@ def _row(
         artifact=None if artifact is None else f"artifacts/{variant.name}/{runtime}/{artifact.path.name}",
         sha256=None if artifact is None else str(artifact.manifest["files"][artifact.path.name]["sha256"]),
         changes=None if twin is None or artifact is None else find_changes(metric, twin, own, labels),
+        hazards=[] if artifact is None else [HazardRow(**found) for found in artifact.manifest["hazards"]],
     )
 
 

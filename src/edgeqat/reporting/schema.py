@@ -90,6 +90,17 @@ class OpTimeRow(_Record):
     ms: float
 
 
+class HazardRow(_Record):
+    """What an op may do elsewhere; see `edgeqat.portability.Hazard`."""
+
+    kind: str
+    where: str
+    op: str
+    found: float
+    limit: float
+    advice: str
+
+
 class OpsRow(_Record):
     """How many ops run in integers, how many in float."""
 
@@ -166,6 +177,7 @@ class Row(_Record):
     artifact: str | None
     sha256: str | None
     changes: Changes | None = None
+    hazards: list[HazardRow] = Field(default_factory=list)
 
 
 class Check(_Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,16 @@ from rich.text import Text
 
 from edgeqat.reporting.schema import FLOAT_TWIN, MetricRow, Report, Row, size_ratio, speedup
 
-__all__ = ["best_artifact", "figure", "header", "memory_rows", "not_measured", "print_summary", "table_rows"]
+__all__ = [
+    "best_artifact",
+    "figure",
+    "hazard_lines",
+    "header",
+    "memory_rows",
+    "not_measured",
+    "print_summary",
+    "table_rows",
+]
 
 COLUMNS = ("variant", "metric", "drop", "size", "latency", "parity")
 """Every cell has two lines, the figure and what qualifies it, so that the table fits 80 columns."""
@@ -82,6 +93,17 @@ def memory_rows(report: Report) -> list[str]:
     return ["" if peak is None else f"{peak / 1e6:.1f} MB" for peak in found]
 
 
+def hazard_lines(report: Report) -> list[str]:
+    """A line a row that has hazards: how many ops of each kind, and where; report.json names them."""
+    lines = []
+    for row in report.results:
+        counts = Counter((hazard.kind, hazard.where) for hazard in row.hazards)
+        if counts:
+            kinds = ", ".join(f"{kind} in {n} ops ({where})" for (kind, where), n in counts.items())
+            lines.append(f"hazards: {kinds}  ({row.variant}, {row.runtime})")
+    return lines
+
+
 def not_measured(report: Report) -> str:
     """What this report says nothing about, in plain words."""
     return ", ".join((*NOT_MEASURED, *(() if memory_rows(report) else ("memory at run time",))))
@@ -109,6 +131,8 @@ def print_summary(report: Report, console: Console) -> None:
     for row, cell in zip(report.results, memory_rows(report), strict=False):
         if cell:
             console.print(f"peak memory {cell}  ({row.variant}, {row.runtime})", markup=False)
+    for line in hazard_lines(report):
+        console.print(line, markup=False, soft_wrap=True)
     for check in report.gate.checks:
         sign = "<=" if check.name.startswith("max") else ">="
         verdict = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"

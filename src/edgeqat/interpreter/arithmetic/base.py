@@ -5,7 +5,7 @@ And the few steps that several of them share.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from edgeqat import affine
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
-__all__ = ["Arithmetic", "channels", "fma", "round_outside", "window_sums"]
+__all__ = ["Arithmetic", "Saturating", "channels", "fma", "round_outside", "window_sums"]
 
 
 class Arithmetic(Protocol):
@@ -77,6 +77,22 @@ class Arithmetic(Protocol):
 
     def average_pool(self, q: Tensor, q_grid: Grid, grid: Grid, attrs: AveragePoolAttrs) -> Tensor:
         """The means of windows of [N, C, H, W], in integers of `grid`; `attrs.kernel` is not None."""
+        ...
+
+
+@runtime_checkable
+class Saturating(Protocol):
+    """What an arithmetic has besides where its kernels lose a part of their sums; all others add exactly."""
+
+    def saturation(self, q: Tensor, grid: Grid, weight: Tensor, attrs: Attrs) -> Tensor | None:
+        """What to add to the exact accumulators of a conv, transposed conv or linear; None for nothing.
+
+        Args:
+            q: Integers of the input in float32, [N, C, ...] or [..., K], zero point included.
+            grid: Theirs.
+            weight: Integers in floats, in the parameter's shape.
+            attrs: Of the op.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU arithmetic on x86 with VNNI ("onnxruntime/x86").
+"""ONNX Runtime's CPU arithmetic on x86, with VNNI ("onnxruntime/x86") and without it ("onnxruntime/x86-avx2").
 
 Float32 throughout; rne is round half to even; z, lo, hi are the output's zero point and bounds:
 
@@ -14,7 +14,8 @@ Float32 throughout; rne is round half to even; z, lo, hi are the output's zero p
     global pool   rne(clamp(fp32(sum(x - z_x)) * (s_x / (s_y * n)), lo - z, hi - z)) + z
     average pool  dequantize, average in float32 row by row, clamp(rne(mean / s_y + z)): the zero point is inside
 
-Without VNNI, x86 kernels saturate pairs of u8 * s8 products at 16 bits and this arithmetic does not hold.
+Without VNNI, the u8 * s8 products of conv, transposed conv and linear are added in pairs that saturate at 16 bits
+(`saturation.py`); all else is the same, depthwise convs and products of two values too.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from torch import Tensor
 
 from edgeqat import affine
 from edgeqat.interpreter.arithmetic.base import channels, fma, round_outside
+from edgeqat.interpreter.arithmetic.saturation import saturation
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
-__all__ = ["OnnxRuntimeX86"]
+__all__ = ["OnnxRuntimeX86", "OnnxRuntimeX86Avx2"]
 
 
 class OnnxRuntimeX86:
-    """See the head of this file."""
+    """With VNNI: see the head of this file."""
 
     name = "onnxruntime/x86"
     add_block = 1
@@ -88,6 +90,15 @@ class OnnxRuntimeX86:
         real = self.dequantize(q, q_grid)
         mean = F.avg_pool2d(real, attrs.kernel, attrs.stride, attrs.padding, count_include_pad=attrs.count_include_pad)
         return torch.round(mean / scale + zero_point).clamp_(grid.qmin, grid.qmax)
+
+
+class OnnxRuntimeX86Avx2(OnnxRuntimeX86):
+    """With AVX2 or AVX512, but without VNNI: pairs of products saturate."""
+
+    name = "onnxruntime/x86-avx2"
+
+    def saturation(self, q: Tensor, grid: Grid, weight: Tensor, attrs: Attrs) -> Tensor | None:
+        return saturation(q, grid, weight, attrs)
 
 
 def _is_repeated(a: Tensor, b: Tensor) -> bool:
