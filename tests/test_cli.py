@@ -180,7 +180,7 @@ def test_doctor_without_the_runtime() -> None:
     ("args", "words"),
     [
         (["no-such-recipe"], "no bundled recipe of that name"),
-        (["--set=export=[openvino]"], "the runtime 'openvino' is not supported yet; supported: onnxruntime"),
+        (["--set=export=[aoti]"], "the runtime 'aoti' is not supported yet; supported: onnxruntime"),
         (["--set=export=[tensorrt]"], "found the runtime 'tensorrt', wanted one of onnxruntime"),
         (["--set=data.source=./nowhere"], "is not digits, cifar10, a folder (looked for "),
         (["--set=data.augment=[rotate]"], "data.augment has 'rotate', wanted names among crop, flip"),

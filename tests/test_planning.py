@@ -119,7 +119,7 @@ def test_resnet20_is_integer_throughout() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": "openvino"}, "the runtime 'openvino' is not supported yet"),
+        ({"target": "aoti"}, "the runtime 'aoti' is not supported yet"),
         ({"target": "abacus"}, "found the runtime 'abacus', wanted one of onnxruntime"),
         ({"target": []}, "found no target"),
         (
@@ -297,3 +297,22 @@ def test_a_shared_batch_norm_is_folded_into_each_of_its_convs_or_into_none() -> 
     read_twice = eq.plan(SharedNorm(True), IMAGE)
     reasons = {row.op: row.reason for row in read_twice.rows()}
     assert read_twice.folded == () and reasons["left"] == "its bn is called again where it cannot be folded"
+
+
+def test_openvino_leaves_products_and_concatenations_in_float() -> None:
+    class Joins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y = self.b(x) + x
+            return self.c(torch.cat([x * y, y], 1))
+
+    found = eq.plan(Joins().eval(), torch.randn(2, 3, 8, 8), "openvino")
+    reasons = {origin.reason for origin in found.program.float_origins()}
+    assert reasons == {"openvino has no integer mul", "openvino has no integer concat"}
+    assert [op.name for op in found.program.ops if op.kind is Kind.ADD] == ["add"]
+    both = eq.plan(Joins().eval(), torch.randn(2, 3, 8, 8), ["onnxruntime", "openvino"])
+    assert both.program.plan_hash == found.program.plan_hash

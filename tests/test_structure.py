@@ -62,7 +62,12 @@ LONGER_FUNCTIONS: dict[str, int] = {
     "train/loop.py:fit": 93,
 }
 
-RUNTIMES = {"onnxruntime", "onnx", "onnxscript"}  # torch is no sign of a runtime: everything is built on it
+RUNTIMES = {
+    "onnxruntime",
+    "onnx",
+    "onnxscript",
+    "openvino",
+}  # torch is no sign of a runtime: everything is built on it
 MAY_USE_RUNTIMES = {"lowering", "replay"}
 
 

@@ -17,10 +17,14 @@ __all__ = ["Machine", "arithmetic_here", "available_memory", "describe_machine",
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 """Processor flags, as Linux names them, that select other integer kernels."""
 
-RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "torchscript": ("torch",)}
+RUNTIME_PACKAGES = {
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "torchscript": ("torch",),
+    "openvino": ("openvino", "onnx", "onnxscript"),
+}
 """What each runtime needs, the runtime itself first."""
 
-REPORTED_PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors")
+REPORTED_PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,12 @@ ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
 TORCH_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL, Kind.EXPAND}
 """Kinds whose arithmetic in torch's INT8 kernels is known exactly."""
 
+OPENVINO_KINDS = frozenset(
+    {Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.CONV, Kind.LINEAR, Kind.ADD, Kind.AVERAGE_POOL, Kind.MAX_POOL}
+    | {Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE, Kind.CLAMP, Kind.RESIZE, Kind.LOOKUP}
+)
+"""Kinds whose arithmetic in OpenVINO's CPU plugin is known exactly."""
+
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
 INT8_WEIGHTS = frozenset(range(2, 9))
@@ -129,13 +135,23 @@ TARGETS: Mapping[str, Target] = {
         _torch_int8("torchscript/onednn", "exact on x86 with AVX512-VNNI; full-range depthwise weights", None, False),
         _torch_int8("torchscript/x86", "onednn, but fbgemm above 100 groups", FBGEMM_DEPTHWISE_LIMIT, False),
         _torch_int8("torchscript/qnnpack", "exact on any x86; full-range depthwise weights", None, True),
+        Target(
+            name="openvino",
+            kinds=OPENVINO_KINDS,
+            activation_bits=UINT8_ACTIVATIONS,
+            weight_bits=INT8_WEIGHTS,
+            float_logits=True,
+            note="uint8 activations, int8 weights per channel; sums fuse into convolutions, unrounded",
+            broadcasts=False,
+            open_sizes=False,
+        ),
     )
 }
 
 PORTABLE = ("onnxruntime", "torchscript")
 """The target "portable": every runtime whose arithmetic is known exactly."""
 
-PLANNED = ("executorch", "openvino", "litert", "aoti")
+PLANNED = ("executorch", "litert", "aoti")
 
 
 def runtime_of(target: str) -> str:

@@ -18,6 +18,7 @@ from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
 from edgeqat.interpreter.arithmetic.base import Saturating
 from edgeqat.interpreter.pair_table import PairTables
+from edgeqat.interpreter.sum_forms import sum_forms
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
     ClampAttrs,
@@ -114,7 +115,9 @@ class Interpreter:
         self.program, self.arithmetic = program, arithmetic
         self._weights = {op.name: self._weight(op) for op in program.ops if op.kind in WEIGHTED}
         self._pairs = PairTables()
-        self._tapped = frozenset(program.tapped())
+        self._sums = sum_forms(program) if arithmetic.fuses_sums else {}
+        self._summed = {form.conv: form for form in self._sums.values() if form.conv is not None}
+        self._tapped = frozenset(program.tapped()) - self._summed.keys()
         self._reads = Counter(name for op in program.ops for name in op.inputs)
         self._reads.update(program.outputs)
 
@@ -188,6 +191,8 @@ class Interpreter:
         """Ops over several values, each on its own grid."""
         a, grids, grid = self.arithmetic, [self.program.grid_of(n) for n in op.inputs], self.program.grid_of(op.name)
         if op.kind is Kind.ADD:
+            if op.name in self._sums:
+                return a.add(args[0], grids[0], args[1], grids[1], grid, self._sums[op.name])
             return self._pairs.combine(op.name, a.add, a.add_block, args[0], grids[0], args[1], grids[1], grid)
         if op.kind is Kind.MUL:
             return self._pairs.combine(op.name, a.mul, 1, args[0], grids[0], args[1], grids[1], grid)
@@ -217,7 +222,9 @@ class Interpreter:
             lost = self.arithmetic.saturation(x, x_grid, weight, op.attrs)
             acc = acc if lost is None else acc + lost
         grid = self.program.values[op.name].grid
-        if grid is None:
+        if op.name in self._summed and self._summed[op.name].unit is not None:
+            result = acc.to(torch.float32)
+        elif grid is None or op.name in self._summed:
             result = self.arithmetic.float_linear(acc, float_bias, s_x, s_w)
         else:
             result = self.arithmetic.requantize(acc, float_bias, s_x, s_w, grid, op.attrs)

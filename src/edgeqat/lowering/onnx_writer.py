@@ -114,8 +114,8 @@ class Writer:
         self.node("Clip", [wide, "", self.constant(self.stored(np.asarray(grid.qmax)))], made)
 
     def dequantize(self, name: str) -> str:
-        """The float tensor of a value with a grid; one DequantizeLinear serves all its consumers."""
-        return self.dequantize_once(name, name, name)
+        """The float tensor of a value: itself, or what one DequantizeLinear makes of it for all its consumers."""
+        return name if self.program.values[name].grid is None else self.dequantize_once(name, name, name)
 
     def dequantize_once(self, key: str, tensor: str, like: str) -> str:
         """The float tensor of integers on the grid of the value `like`, made once for each key."""

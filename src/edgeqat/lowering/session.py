@@ -51,7 +51,7 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
     """Loads a model file.
 
     Args:
-        runtime: "onnxruntime" or "torchscript".
+        runtime: "onnxruntime", "torchscript" or "openvino".
         path: The model file.
         engine: The runtime's engine, as the manifest names it.
         threads: Threads within an op.
@@ -69,4 +69,8 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
         from edgeqat.lowering.torchscript_session import TorchScriptSession
 
         return TorchScriptSession(path, engine, threads, taps)
-    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime or torchscript")
+    if runtime == "openvino":
+        from edgeqat.lowering.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, engine, threads, taps)
+    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript or openvino")

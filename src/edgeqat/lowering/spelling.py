@@ -20,6 +20,7 @@ class Spelling:
         payload_bytes: Weights and biases alone.
         runtime_ops: How often each op occurs in the graph that really runs.
         taps: How the inner tensors of the file are made visible; the runtime's session knows what it means.
+        unseen: Values with a grid whose integers the runtime never makes, or makes only where nobody looks.
     """
 
     file_name: str
@@ -29,3 +30,4 @@ class Spelling:
     payload_bytes: int
     runtime_ops: Mapping[str, int]
     taps: bytes
+    unseen: frozenset[str] = frozenset()

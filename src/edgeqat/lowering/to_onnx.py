@@ -66,14 +66,19 @@ def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8")
     )
 
 
-def spell_model(program: QuantizedProgram, storage: str = "uint8") -> onnx.ModelProto:
+def spell_model(program: QuantizedProgram, storage: str = "uint8", kernels: bool = True) -> onnx.ModelProto:
     """The ONNX model of a program: QDQ form, dynamic batch, no metadata; passes onnx.checker.
+
+    Args:
+        program: The program.
+        storage: How activations are stored, "uint8" or "int8".
+        kernels: Whether ONNX Runtime's own kernels stand for the tables that they compute.
 
     Raises:
         MissingRuntimeError: onnx is not installed.
     """
     onnx = import_onnx()
-    model = _Speller(program, storage).model()
+    model = _Speller(program, storage, kernels).model()
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -105,11 +110,11 @@ def payload_bytes(model: onnx.ModelProto) -> int:
 class _Speller:
     """Writes the nodes of each op in program order."""
 
-    def __init__(self, program: QuantizedProgram, storage: str) -> None:
+    def __init__(self, program: QuantizedProgram, storage: str, kernels: bool) -> None:
         self.program, self.writer = program, Writer(program, storage)
         self.islands = Islands(program, OPSET)
         self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
-        self.exact = exact_in_kernels(program) if storage == "uint8" else frozenset()
+        self.exact = exact_in_kernels(program) if kernels and storage == "uint8" else frozenset()
 
     def model(self) -> onnx.ModelProto:
         for op in self.program.ops:

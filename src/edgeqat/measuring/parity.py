@@ -42,6 +42,8 @@ class Parity:
         exact_here: Whether this machine's kernels have the arithmetic compared with, so that equality is owed.
         values: Every inner value that has a grid, in program order, with its errors in steps.
         output_error: Largest difference of an output, in its own unit.
+        unseen: The values that have a grid and could not be looked at: the runtime makes no integers of them, or makes
+            other ones when they are looked at.
     """
 
     against: str
@@ -53,6 +55,7 @@ class Parity:
     exact_here: bool
     values: tuple[ValueParity, ...] = ()
     output_error: float = 0.0
+    unseen: tuple[str, ...] = ()
 
     @property
     def histogram(self) -> dict[int, int]:
@@ -75,6 +78,8 @@ class Parity:
                 if inside
                 else f"{len(self.values)} values inside: every integer equal"
             )
+        if self.unseen:
+            lines.append(f"not looked at, as the runtime adds them unrounded: {', '.join(self.unseen)}")
         if self.first_difference is not None:
             lines.append(f"the first op that differs is {self.first_difference}")
         lines += [
@@ -174,7 +179,8 @@ def verify(
     interpreter = Interpreter(program, ARITHMETICS[against])
     tally, wrong_outputs = _Tally(classes), set[str]()
     makers = {name: op.name for op in program.ops for name in op.outputs}
-    inner = ValueTally({name: makers[name] for name in program.tapped()})
+    seen = {str(row["value"]) for row in artifact.manifest["checks"]}
+    inner = ValueTally({name: makers[name] for name in program.tapped() if name in seen})
     order = {name: i for i, name in enumerate(program.values)}
     for batch in batches:
         inputs = program.signature.flatten(batch)
@@ -182,7 +188,7 @@ def verify(
         found, inside = session.run_with_taps(inputs)
         unequal = tally.add(found, pytree.tree_leaves(outputs))
         wrong_outputs.update(program.outputs[i] for i in unequal)
-        inner.add(inside, values)
+        inner.add(inside, {name: value for name, value in values.items() if name in seen})
     found_inside = inner.values()
     wrong = [value.name for value in found_inside if value.max_error_steps > 0]
     first = min(wrong, key=order.__getitem__, default=None)
@@ -198,6 +204,7 @@ def verify(
         first_difference=first,
         exact_here=artifact.arithmetic(engine) == against,
         values=found_inside,
+        unseen=tuple(name for name in program.tapped() if name not in seen),
         output_error=tally.worst,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 EXACT_ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 """Engines of torch whose arithmetic is known exactly, the fastest on small models first."""
 
-ENGINES = {"onnxruntime": ("CPUExecutionProvider",), "torchscript": EXACT_ENGINES}
+ENGINES = {"onnxruntime": ("CPUExecutionProvider",), "torchscript": EXACT_ENGINES, "openvino": ("CPU",)}
 """By runtime: the engines that a manifest may name."""
 
 
@@ -30,7 +30,8 @@ def arithmetic_here(runtime: str) -> str | None:
     """The arithmetic of a runtime's kernels on this machine; None where it is not known exactly.
 
     Args:
-        runtime: "onnxruntime", "torchscript", or "RUNTIME/ENGINE"; without one, the first of its exact engines.
+        runtime: "onnxruntime", "torchscript", "openvino", or "RUNTIME/ENGINE"; without an engine, the first of
+            the runtime's exact ones.
     """
     runtime, _, engine = runtime.partition("/")
     return KERNELS[runtime](engine) if runtime in KERNELS else None
@@ -59,5 +60,14 @@ def torchscript_here(engine: str) -> str | None:
     return engine if engine in exact else None
 
 
-KERNELS: dict[str, Callable[[str], str | None]] = {"onnxruntime": onnxruntime_here, "torchscript": torchscript_here}
+def openvino_here(engine: str) -> str | None:
+    """OpenVINO picks other kernels without AVX512-VNNI, and with AMX, which were not compared."""
+    return "openvino/x86" if is_x86() and "avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags() else None
+
+
+KERNELS: dict[str, Callable[[str], str | None]] = {
+    "onnxruntime": onnxruntime_here,
+    "torchscript": torchscript_here,
+    "openvino": openvino_here,
+}
 """By runtime: an engine to the arithmetic of its kernels here."""

@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from edgeqat.errors import InputError
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.arithmetic.onnxruntime import OnnxRuntimeX86, OnnxRuntimeX86Avx2
+from edgeqat.interpreter.arithmetic.openvino import OpenVinoX86
 from edgeqat.interpreter.arithmetic.torchscript import X86, Fbgemm, Onednn, Qnnpack
 from edgeqat.machine import arithmetic_here
 
 __all__ = ["ARITHMETICS", "Arithmetic", "resolve_arithmetic"]
 
-_KNOWN: tuple[Arithmetic, ...] = (OnnxRuntimeX86(), OnnxRuntimeX86Avx2(), Fbgemm(), Onednn(), X86(), Qnnpack())
+_KNOWN: tuple[Arithmetic, ...] = (
+    OnnxRuntimeX86(),
+    OnnxRuntimeX86Avx2(),
+    Fbgemm(),
+    Onednn(),
+    X86(),
+    Qnnpack(),
+    OpenVinoX86(),
+)
 
 ARITHMETICS: Mapping[str, Arithmetic] = {a.name: a for a in _KNOWN}
 

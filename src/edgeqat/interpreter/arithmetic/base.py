@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat import affine
+from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
@@ -27,10 +28,12 @@ class Arithmetic(Protocol):
         name: What it is called.
         add_block: Elements that an addition computes together; those left over at the end of the whole tensor may
             come out differently. 1 where every element is computed alike.
+        fuses_sums: Whether an addition depends on what is before it, see `edgeqat.interpreter.sum_forms`.
     """
 
     name: str
     add_block: int
+    fuses_sums: bool
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         """Float to integers of `grid`."""
@@ -59,8 +62,8 @@ class Arithmetic(Protocol):
         """An accumulator of a last linear layer, and the float part of its bias, to float32 logits."""
         ...
 
-    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
-        """The sum of two values, in integers of `grid`."""
+    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
+        """The sum of two values, in integers of `grid`; `form` is given where the arithmetic fuses sums."""
         ...
 
     def mul(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 from edgeqat import affine
 from edgeqat.interpreter.arithmetic.base import channels, fma, round_outside
 from edgeqat.interpreter.arithmetic.saturation import saturation
+from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
@@ -38,6 +39,7 @@ class OnnxRuntimeX86:
 
     name = "onnxruntime/x86"
     add_block = 1
+    fuses_sums = False
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()
@@ -62,7 +64,7 @@ class OnnxRuntimeX86:
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
         return acc.to(torch.float32) * channels(input_scale * weight_scale, acc)
 
-    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
+    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
         if _is_repeated(a, b):
             a, a_grid, b, b_grid = b, b_grid, a, a_grid
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()

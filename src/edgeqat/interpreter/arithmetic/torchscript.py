@@ -44,6 +44,7 @@ from torch import Tensor
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic.base import channels, fma, round_outside, window_sums
+from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs, ConvAttrs
 from edgeqat.program import Grid
 
@@ -70,6 +71,7 @@ class _TorchInt8:
 
     name = ""
     add_block = 1
+    fuses_sums = False
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()
@@ -106,7 +108,7 @@ class _Native(_TorchInt8):
     ) -> tuple[Tensor | None, Tensor | None]:
         return None, affine.float_bias(bias, input_scale, weight_scale)
 
-    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
+    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         reciprocal = 1 / s
         block = (fma(s_a, a, -s_a * z_a) + fma(s_b, b, -s_b * z_b)) * reciprocal
@@ -197,7 +199,7 @@ class Qnnpack(_TorchInt8):
         multiplier = (input_scale * weight_scale) * (1 / scale)
         return round_outside(acc.to(torch.float32).mul_(channels(multiplier, acc)), grid)
 
-    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
+    def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         r_a, r_b = float(s_a / s), float(s_b / s)
         shift = ADD_BITS - math.frexp(max(r_a, r_b))[1] + 1  # frexp's exponent is floor(log2) + 1
