@@ -11,7 +11,7 @@ import torch
 
 import edgeqat as eq
 from edgeqat.data.batches import Batches
-from edgeqat.data.dataset import Dataset
+from edgeqat.data.dataset import Dataset, Split
 from edgeqat.factory import build_fusions, build_mapping, build_model
 from edgeqat.machine import describe_machine
 from edgeqat.pipeline import load_data
@@ -31,7 +31,7 @@ class OpenedRun:
     def test_batches(self, batch_size: int, n: int | None = None) -> Batches:
         """The test split, or its first n samples."""
         split = self.data.test if n is None else self.data.test.take(torch.arange(n))
-        return Batches(split, batch_size=batch_size, mean=self.data.mean, std=self.data.std)
+        return _batches(self.recipe, self.data, split, batch_size)
 
 
 def open_run(folder: Path) -> OpenedRun:
@@ -39,11 +39,21 @@ def open_run(folder: Path) -> OpenedRun:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     data = load_data(recipe)
     model = build_model(recipe.model, 0).eval()
-    example, _ = next(iter(Batches(data.calibration, batch_size=2, mean=data.mean, std=data.std)))
-    sim = eq.prepare(model, example, recipe.export, build_mapping(recipe.quantize), build_fusions(recipe.quantize))
+    example, _ = next(iter(_batches(recipe, data, data.calibration, 2)))
+    pixels = None
+    if recipe.data.input == "pixels" and data.mean is not None and data.std is not None:
+        pixels = eq.Pixels(data.mean, data.std)
+    mapping, fusions = build_mapping(recipe.quantize), build_fusions(recipe.quantize)
+    sim = eq.prepare(model, example, recipe.export, mapping, fusions, pixels=pixels)
     sim.load_state_dict(safetensors.torch.load_file(folder / "checkpoints" / "qat.safetensors"))
     places = sorted((folder / "artifacts" / "qat").iterdir())
     return OpenedRun(folder, recipe, data, sim, {place.name: eq.load_artifact(place) for place in places})
+
+
+def _batches(recipe: Recipe, data: Dataset, split: Split, batch_size: int) -> Batches:
+    """A split as the run's files take it."""
+    pixels = recipe.data.input == "pixels"
+    return Batches(split, batch_size=batch_size, mean=data.mean, std=data.std, pixels=pixels)
 
 
 def print_machine(threads: int) -> None:

@@ -5,16 +5,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from helpers import run_python
+from helpers import EXACT_ARITHMETIC, run_python
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "guide.md").read_text(encoding="utf-8")
 
 
-def test_the_example_of_a_mapping_runs_and_does_what_it_says(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
-    ended = run_python(code, cwd=tmp_path)
+def run_block(word: str, folder: Path) -> str:
+    """What the one block of code that holds a word prints."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL) if word in block]
+    ended = run_python(code, cwd=folder)
     assert ended.code == 0, ended.err
-    assert "3: linear float" in ended.out and "(its QConfig is None)" in ended.out
+    return ended.out
+
+
+def test_every_block_is_run() -> None:
+    assert GUIDE.count("```python") == 2
+
+
+def test_the_example_of_a_mapping_runs_and_does_what_it_says(tmp_path: Path) -> None:
+    found = run_block("eq.QConfigMapping()", tmp_path)
+    assert "3: linear float" in found and "(its QConfig is None)" in found
+
+
+@EXACT_ARITHMETIC
+def test_the_example_of_pixels_runs_and_does_what_it_says(tmp_path: Path) -> None:
+    assert run_block("eq.Pixels(", tmp_path) == "uint8\nTrue\n"
 
 
 def test_every_script_that_it_names_exists() -> None:

@@ -34,6 +34,7 @@ PUBLIC = [
     "History",
     "Measurement",
     "Parity",
+    "Pixels",
     "Plan",
     "QdqParity",
     "QConfig",

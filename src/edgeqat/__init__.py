@@ -20,6 +20,7 @@ from edgeqat.version import __version__
 if TYPE_CHECKING:
     from edgeqat.errors import EdgeqatError
     from edgeqat.graph.patterns import FusionMatch, FusionPattern
+    from edgeqat.graph.pixels import Pixels
     from edgeqat.interpreter.run import reference
     from edgeqat.lowering.artifact import Artifact, load_artifact
     from edgeqat.lowering.lower import lower
@@ -67,6 +68,7 @@ __all__ = [
     "History",
     "Measurement",
     "Parity",
+    "Pixels",
     "Plan",
     "QdqParity",
     "QConfig",
@@ -109,6 +111,7 @@ _HOMES = {
     "EdgeqatError": "errors",
     "FusionMatch": "graph.patterns",
     "FusionPattern": "graph.patterns",
+    "Pixels": "graph.pixels",
     "ActivationConfig": "qconfig",
     "QConfig": "qconfig",
     "QConfigMapping": "qconfig_mapping",

@@ -73,6 +73,39 @@ class FloatReasons:
         weighted = region.form is not None and region.form.kind in WEIGHTED
         return weighted or bool(self._weighted_behind(region))
 
+    def normalising(self, source: Region) -> tuple[Region, ...] | str:
+        """The convolutions that read the images which a region makes of pixels, or moves, perhaps moved on.
+
+        Their weights can hold the normalisation. Or the reason why it has to be done in float before them.
+        """
+        found: list[Region] = []
+        for user in source.outputs[0].users:
+            reader = self._region_of.get(user)
+            if reader is None:
+                return "it is an output of the model"
+            reason = self.of(reader)
+            if reason or reader.form is None:
+                return f"{reader.name} reads it in float: {reason}"
+            if reader.form.kind is Kind.PAD:
+                behind = self.normalising(reader)
+                if isinstance(behind, str):
+                    return behind
+                found += behind
+            elif reader.form.kind is not Kind.CONV:
+                return f"{reader.name} reads it, which is no convolution"
+            elif any(self._readers(name) > 1 for name in (reader.form.weight, reader.form.bias) if name):
+                return f"{reader.name} reads it, whose weight or bias is used more than once"
+            else:
+                found.append(reader)
+        return tuple(found) if found else "no convolution reads it"
+
+    def _readers(self, parameter: str) -> int:
+        """How many nodes read a parameter, under any of its names."""
+        named = dict(self._fused.captured.root.named_parameters(remove_duplicate=False))
+        names = {name for name, other in named.items() if other is named[parameter]}
+        nodes = [node for node in self._fused.captured.graph.nodes if node.op == "get_attr" and node.target in names]
+        return sum(len(node.users) for node in nodes)
+
     def _of_its_group(self, region: Region) -> str:
         return "" if region.group is None else self._of_group.get(region.group, "")
 

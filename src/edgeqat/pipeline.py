@@ -27,6 +27,7 @@ from edgeqat.data.sources import has_own_shape, load
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
+from edgeqat.graph.pixels import Pixels
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
 from edgeqat.machine import installed_runtimes
@@ -41,11 +42,10 @@ from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.page import render_page
-from edgeqat.reporting.schema import Report, read_report
+from edgeqat.reporting.schema import FLOAT_TWIN, Report, read_report
 from edgeqat.run_context import Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
-from edgeqat.simulate.model import SimulatedModel
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import runtime_of
 from edgeqat.train.losses import check_loss
@@ -97,7 +97,7 @@ def run(
     work = Run(recipe, folder, load_data(recipe), monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     _check_takes(model, work)
-    planned = _planned(recipe, model, work.example())
+    planned = _planned(recipe, model, work.example(), work.pixels)
     check_feasible(work, model)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
@@ -125,21 +125,23 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
-    """The plan of a recipe's model; nothing is trained, and data is loaded only where its shape is not known else."""
+    """The plan of a recipe's model; nothing is trained, and data is loaded only for what is not known else."""
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
-    example: Batch = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size)
-    if has_own_shape(recipe.data.source):
+    data, wanted = recipe.data, recipe.data.input == "pixels"
+    pixels = Pixels(data.mean, data.std) if wanted and data.mean is not None and data.std is not None else None
+    if has_own_shape(data.source) or (wanted and pixels is None):
         work = Run(recipe, Path(), load_data(recipe), Silent())
         _check_takes(model, work)
-        example = work.example()
-    return _planned(recipe, model, example)
+        return _planned(recipe, model, work.example(), work.pixels)
+    dtype = torch.uint8 if wanted else torch.float32
+    return _planned(recipe, model, torch.zeros(2, 3, data.image_size, data.image_size, dtype=dtype), pixels)
 
 
-def _planned(recipe: Recipe, model: nn.Module, example: Batch) -> Plan:
+def _planned(recipe: Recipe, model: nn.Module, example: Batch, pixels: Pixels | None) -> Plan:
     quantize = recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
     fusions, opaque = build_fusions(quantize), quantize.opaque
-    return plan(model, example, recipe.export, mapping, fusions, batch_norm=mode, opaque=opaque)
+    return plan(model, example, recipe.export, mapping, fusions, batch_norm=mode, opaque=opaque, pixels=pixels)
 
 
 def load_data(recipe: Recipe) -> Dataset:
@@ -156,7 +158,7 @@ def load_data(recipe: Recipe) -> Dataset:
 
 
 def _check_takes(model: nn.Module, work: Run) -> None:
-    example = work.example()
+    example = work.example(user_model=True)
     try:
         with torch.no_grad():
             call(copy.deepcopy(model).eval(), example)
@@ -203,7 +205,7 @@ def check_feasible(work: Run, model: nn.Module) -> None:
 def _check_task(work: Run, model: nn.Module) -> None:
     """Computes loss and metric of one batch."""
     task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
-    inputs, targets = next(iter(work.batches(data.calibration)))
+    inputs, targets = next(iter(work.batches(data.calibration, user_model=True)))
     known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
     outputs = call(copy.deepcopy(model).eval(), inputs)
     if work.recipe.train is not None:
@@ -228,7 +230,7 @@ def _labelled_by(work: Run, model: nn.Module) -> Split:
 
 def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
     work.monitor.stage("lower")
-    preprocessing, golden = work.data.preprocessing(), work.example(GOLDEN_N)
+    preprocessing, golden = work.data.preprocessing(work.pixels is not None), work.example(GOLDEN_N)
     for variant in variants:
         for rule in resolve_targets(work.recipe.export):
             runtime = runtime_of(rule.name)
@@ -242,13 +244,13 @@ def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
     for variant in variants:
         for runtime, artifact in variant.artifacts.items():
             inputs = work.batches(work.data.test).inputs()
-            if isinstance(variant.model, SimulatedModel):
+            # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
+            exact = variant.name in FLOAT_TWIN
+            if exact:
                 parity = verify(artifact, variant.program, inputs, classes=classes)
             else:
                 parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
             variant.parity[runtime] = parity
-            # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
-            exact = isinstance(variant.model, SimulatedModel)
             share, what = (parity.bit_identical, "outputs") if exact else (parity.agreement, "predictions")
             work.monitor.line(f"{variant.name}: {100 * share:.2f}% of {what} equal to {parity.against}")
 

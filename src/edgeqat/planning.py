@@ -20,6 +20,7 @@ from edgeqat.graph.forms import Form
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.islands import build_island, island_inputs
 from edgeqat.graph.patterns import Fusion
+from edgeqat.graph.pixels import Pixels
 from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.grid_rules import GridRules
 from edgeqat.lookup import FUNCTIONS
@@ -44,6 +45,8 @@ from edgeqat.target_table import Target
 
 __all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "plan", "plan_graph"]
 
+PIXEL_BITS = 8
+
 BATCH_NORM_MODES = ("fold", "live")
 
 
@@ -57,6 +60,7 @@ def plan(
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
     dynamic_size: bool = False,
+    pixels: Pixels | None = None,
 ) -> Plan:
     """Plans the quantization of `model` without touching it; see `prepare` for the arguments.
 
@@ -64,8 +68,8 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
-    model, refused = replace_blocks(model, example_inputs, fusions)
-    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions, refused)
+    model, refused = replace_blocks(model, example_inputs, fusions, pixels)
+    fused = fuse(capture(model, example_inputs, opaque, dynamic_size, pixels), fusions, refused)
     return plan_graph(fused, qconfig_mapping, target, batch_norm)
 
 
@@ -105,6 +109,7 @@ class _Planner:
         self.folded: list[str] = []
         self.named: dict[fx.Node, str] = {}
         self.pending: list[tuple[Region, str]] = []
+        self.border_notes: dict[Region, str] = {}
         for node, name in self.captured.placeholders().items():
             self.named[node] = name
             self._value(
@@ -117,7 +122,10 @@ class _Planner:
         if region.identity and source is not None and not self._is_pending(source):
             self.named[region.anchor] = self._name_of(source)
             return
-        reason = self._why_float(region)
+        pixels = self.fused.normalises(region)
+        reason = self._take_pixels(region) if pixels else self._why_float(region)
+        if pixels and not reason:
+            return
         if reason:
             self.pending.append((region, reason))
             for i, node in enumerate(region.outputs):
@@ -147,6 +155,28 @@ class _Planner:
         # What is collected for a float island gets its value when the island is written down.
         return node in self.named and self.named[node] not in self.values
 
+    def _take_pixels(self, region: Region) -> str:
+        """Gives an input of pixels its grid and names the normalised image after it; or says why that cannot be."""
+        convs = self.reasons.normalising(region)
+        if isinstance(convs, str):
+            return convs
+        for rule in self.rules:
+            if rule.storage != "uint8" or PIXEL_BITS not in rule.activation_bits:
+                return f"{rule.name} stores no activations of {PIXEL_BITS} bits as uint8"
+        assert self.captured.pixels is not None
+        name = self._name_of(region.anchor.all_input_nodes[0])
+        grid = self.captured.pixels.grid(symmetric=bool(self.grids.symmetric))
+        config = ActivationConfig(bits=PIXEL_BITS, observer="minmax")
+        self._value(name, self.values[name].shape, grid, "pixels", config, torch.uint8)
+        self.named[region.anchor] = name
+        error = self.captured.pixels.fold(grid).border_error
+        for conv in convs:
+            assert conv.form is not None and isinstance(conv.form.attrs, ConvAttrs)
+            padded = any(map(any, conv.form.attrs.padding)) or conv.form.inputs[0] is not region.anchor
+            border = f", zero padding is off by up to {error:.2g}" if padded else ""
+            self.border_notes[conv] = f"; its weights normalise the pixels{border}"
+        return ""
+
     def _why_float(self, region: Region) -> str:
         """The reason why a region stays in float, "" if it runs in integers."""
         reason = self.reasons.of(region)
@@ -173,6 +203,7 @@ class _Planner:
         else:
             grid = self._new_grid(region.name, qconfig.result)
             why = _why_this_grid(form, qconfig) + self.grids.note(form.weight is not None)
+            why += self.border_notes.get(region, "")
         if form.weight is not None:
             self._const(form, form.weight, qconfig)
         if form.kind is Kind.LOOKUP:

@@ -128,6 +128,7 @@ class Value:
         grid: None means float.
         why: Why it is float, or why it has this grid.
         dtype: What it holds where it has no grid; float32 but for a user's own integer or half inputs and outputs.
+            uint8 for an input of pixels.
     """
 
     name: str
@@ -216,7 +217,7 @@ class QuantizedProgram:
         ops: In an order in which every value is made before it is read.
         values: By name.
         consts: By name of the parameter.
-        inputs: Names of the float input values.
+        inputs: Names of the input values. They are given as they are, one with a grid as its integers.
         outputs: Names of the float output values, in the order of the flattened output.
         signature: How the user's model is called.
         plan_hash: Equal for two programs of the same plan; origins are left out of it.

@@ -19,20 +19,23 @@ from edgeqat.program import Const, Grid, Op, Value
 __all__ = ["hash_grids", "hash_plan"]
 
 
-def hash_grids(ops: Sequence[Op], values: Mapping[str, Value], consts: Mapping[str, Const]) -> str:
+def hash_grids(
+    ops: Sequence[Op], values: Mapping[str, Value], consts: Mapping[str, Const], inputs: Sequence[str]
+) -> str:
     """sha256 of every grid of a converted program, bit for bit, in the order of the ops that make and read them."""
-    digest = hashlib.sha256()
+    grids = [values[name].grid for name in inputs if values[name].grid is not None]
     for op in ops:
-        grids = [values[name].grid for name in op.outputs]
+        grids += [values[name].grid for name in op.outputs]
         if op.weight is not None:
             grids.append(consts[op.weight].grid)
-        for grid in grids:
-            if grid is None:
-                digest.update(b"float;")
-                continue
-            scale, zero_point = grid.filled()
-            digest.update(f"{grid.qmin} {grid.qmax} {grid.axis};".encode())
-            digest.update(scale.numpy().astype("<f4").tobytes() + zero_point.numpy().astype("<i4").tobytes())
+    digest = hashlib.sha256()
+    for grid in grids:
+        if grid is None:
+            digest.update(b"float;")
+            continue
+        scale, zero_point = grid.filled()
+        digest.update(f"{grid.qmin} {grid.qmax} {grid.axis};".encode())
+        digest.update(scale.numpy().astype("<f4").tobytes() + zero_point.numpy().astype("<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -68,6 +68,7 @@ class DataSection(Section):
     augment: list[str] | None = None
     batch_size: Positive = 32
     calibration_n: Positive = 512
+    input: Literal["normalised", "pixels"] = "normalised"
 
 
 class TaskSection(Section):

@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
 from edgeqat.data.dataset import Dataset, Split
+from edgeqat.errors import RecipeError
 from edgeqat.factory import build_metric
+from edgeqat.graph.pixels import Pixels
 from edgeqat.metrics import Metric
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.monitor import Monitor
@@ -36,8 +38,27 @@ class Run:
         """The metric that the recipe names."""
         return build_metric(self.recipe.task.metric)
 
-    def batches(self, split: Split, train: bool = False) -> Batches:
-        """A split as normalised batches; training ones are shuffled and augmented."""
+    @cached_property
+    def pixels(self) -> Pixels | None:
+        """The normalisation that quantized models and files do themselves; None where they take normalised images.
+
+        Raises:
+            RecipeError: The recipe asks for it, and the data holds no images.
+        """
+        if self.recipe.data.input != "pixels":
+            return None
+        if self.data.mean is None or self.data.std is None:
+            raise RecipeError(f"data.input: pixels wants images, and {self.data.source} holds none; use normalised")
+        return Pixels(self.data.mean, self.data.std)
+
+    def batches(self, split: Split, train: bool = False, user_model: bool = False) -> Batches:
+        """A split in batches; training ones are shuffled and augmented.
+
+        Args:
+            split: The samples.
+            train: Whether they are trained on.
+            user_model: Whether they are for the user's own model, which always takes normalised images.
+        """
         data, seed = self.recipe.data, 0 if self.recipe.train is None else self.recipe.train.seed
         augment = tuple(data.augment) if train and data.augment is not None else ()
         return Batches(
@@ -48,10 +69,11 @@ class Run:
             augment=augment,
             shuffle=train,
             seed=seed,
+            pixels=self.pixels is not None and not user_model,
         )
 
-    def example(self, n: int = 2) -> Batch:
-        """The first n calibration samples, at most a batch of them, as the model takes them."""
-        inputs, _ = next(iter(self.batches(self.data.calibration)))
+    def example(self, n: int = 2, user_model: bool = False) -> Batch:
+        """The first n calibration samples, at most a batch of them; for whom, see `batches`."""
+        inputs, _ = next(iter(self.batches(self.data.calibration, user_model=user_model)))
         first: Batch = pytree.tree_map_only(Tensor, lambda t: t[:n], inputs)
         return first

@@ -103,7 +103,16 @@ def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
     quantize = work.recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
     fusions, opaque = build_fusions(quantize), quantize.opaque
-    return prepare(model, work.example(), work.recipe.export, mapping, fusions, batch_norm=mode, opaque=opaque)
+    return prepare(
+        model,
+        work.example(),
+        work.recipe.export,
+        mapping,
+        fusions,
+        batch_norm=mode,
+        opaque=opaque,
+        pixels=work.pixels,
+    )
 
 
 def _batch_norm_schedule(recipe: Recipe) -> BatchNormSchedule:
@@ -116,13 +125,17 @@ def _batch_norm_schedule(recipe: Recipe) -> BatchNormSchedule:
 
 
 def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
-    """A float model as a program of one float island, so that it is lowered and measured like any other."""
+    """A float model as a program of one float island, so that it is lowered and measured like any other.
+
+    Its file takes what the quantized ones take: pixels are normalised in float at its head.
+    """
     model = copy.deepcopy(model).eval()
     # What replaces blocks makes the float model faster too, and the comparison is with the best float model.
     replacing = [p for p in patterns_of(build_fusions(work.recipe.quantize)) if p.replace is not None]
     everything, opaque = QConfigMapping().set_global(None), work.recipe.quantize.opaque
-    island = prepare(model, work.example(), work.recipe.export, everything, replacing, opaque=opaque)
-    return Variant(name, model, convert(island))
+    export, pixels = work.recipe.export, work.pixels
+    island = prepare(model, work.example(), export, everything, replacing, opaque=opaque, pixels=pixels)
+    return Variant(name, model if pixels is None else island.eval(), convert(island))
 
 
 def _fit(
@@ -142,7 +155,8 @@ def _fit(
     """
     train = work.recipe.train
     assert train is not None
-    batches = work.batches(work.data.train, train=True)
+    user_model = not isinstance(model, SimulatedModel)
+    batches = work.batches(work.data.train, train=True, user_model=user_model)
     start = store.latest(stage)
     done = 0 if start is None else len(start.history)
     if done:
@@ -169,7 +183,7 @@ def _fit(
                 max_grad_norm=max_grad_norm,
                 batch_norm=batch_norm,
                 seed=train.seed,
-                validation_batches=work.batches(work.data.validation),
+                validation_batches=work.batches(work.data.validation, user_model=user_model),
                 metric=work.metric,
                 # What will be shipped is validated; where its arithmetic is not known, the simulation is.
                 exact=arithmetic_here(target.name if target.file is None else target.runtime),

@@ -45,7 +45,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class Batches:
     """(inputs, targets) over a split; can be iterated any number of times.
 
-    Inputs have the split's structure: images become float32 [B, C, H, W], float32 tensors stay as they are. Targets
+    Inputs have the split's structure: images become float32 [B, C, H, W], or stay uint8; float32 tensors stay. Targets
     are the split's, None where it has none. Order and augmentation of an epoch depend only on
     (seed, epoch): a run resumed at epoch k, after `set_epoch(k)`, sees what the uninterrupted run saw.
     Iterating does not advance the epoch; until `set_epoch` it is 0.
@@ -60,6 +60,7 @@ class Batches:
         shuffle: Whether each epoch has its own order; else the split's.
         seed: At least 0.
         drop_last: Leaves out a last batch smaller than batch_size.
+        pixels: Whether images stay the uint8 pixels that they are, for a model that normalises them itself.
 
     Raises:
         DataError: an argument out of its range, an unknown augmentation or one that does not fit the split, or
@@ -77,6 +78,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        pixels: bool = False,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, wanted at least 1")
@@ -94,6 +96,7 @@ class Batches:
         self._shuffle = shuffle
         self._seed = seed
         self._drop_last = drop_last
+        self._pixels = pixels
         self._epoch = 0
         self._take(torch.zeros(1, dtype=torch.int64), Generator())  # a mean or std that does not fit is refused now
 
@@ -122,6 +125,8 @@ class Batches:
                 return taken
             for augmentation in self._augmentations:
                 taken = augmentation(taken, generator)
+            if self._pixels:
+                return taken
             if self._mean is None or self._std is None:
                 raise DataError("images have no mean and std, wanted one figure per channel each")
             return normalise(taken, self._mean, self._std)

@@ -115,29 +115,31 @@ class Dataset:
     labels: tuple[str, ...] | None
     image_size: int | None = None
 
-    def preprocessing(self) -> dict[str, Any]:
-        """What a device has to do to its inputs, JSON-ready.
+    def preprocessing(self, pixels: bool = False) -> dict[str, Any]:
+        """What a device has to do to its inputs, JSON-ready; `pixels`: whether the model normalises images itself.
 
         Where the model has several inputs there is an entry for each, by its keyword or its position.
         """
         labels = {"labels": None if self.labels is None else list(self.labels)}
         inputs = self.test.inputs
         if isinstance(inputs, Tensor):
-            return self._preprocessing_of(inputs) | labels
+            return self._preprocessing_of(inputs, pixels) | labels
         each = inputs if isinstance(inputs, dict) else {str(i): part for i, part in enumerate(inputs)}
         leaves = {name: leaf for key, part in each.items() for name, leaf in named_leaves(key, part).items()}
-        return {"inputs": {name: self._preprocessing_of(leaf) for name, leaf in leaves.items()}} | labels
+        return {"inputs": {name: self._preprocessing_of(leaf, pixels) for name, leaf in leaves.items()}} | labels
 
-    def _preprocessing_of(self, inputs: Tensor) -> dict[str, Any]:
+    def _preprocessing_of(self, inputs: Tensor, pixels: bool) -> dict[str, Any]:
         if inputs.dtype != torch.uint8 or self.mean is None or self.std is None:
             return {"input": "float32 as given", "layout": None, "resize": None}
         channels, side = inputs.shape[1], self.image_size
         # What the user's own code returned may have any order of channels; only what was decoded here is RGB.
         colours = "RGB" if side is not None else f"{channels} channel{'' if channels == 1 else 's'}"
+        normalisation = {"mean": list(self.mean), "std": list(self.std)}
+        given: dict[str, Any] = {"input": f"{colours} in 0..1", **normalisation}
+        if pixels:
+            given = {"input": f"{colours}, pixels in 0..255", "mean": None, "std": None, "in_the_model": normalisation}
         return {
-            "input": f"{colours} in 0..1",
-            "mean": list(self.mean),
-            "std": list(self.std),
+            **given,
             "layout": "NCHW",
             "resize": None if side is None else {"size": [side, side], "method": "bilinear"},
         }

@@ -32,6 +32,7 @@ from edgeqat.graph.functionalize import BATCH_NORMS, make_functional, source_lin
 from edgeqat.graph.normalize import normalize
 from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
 from edgeqat.graph.output_types import register_output_dataclasses
+from edgeqat.graph.pixels import Pixels, insert_normalisation, normalised_call
 from edgeqat.graph.sizes import check_any_size, check_ops_of_open_sizes, dynamic_shapes, name_of, names_of_symbols
 from edgeqat.graph.stubs import mark_stubs, strip_stubs
 from edgeqat.graph.submodules import owner_of
@@ -64,6 +65,8 @@ class CapturedGraph:
         outside: Nodes that the user's stubs leave in float, by name, with the reason.
         template: A copy of the user's own module, in the mode it had; it shares its tensors with `root`.
         sizes: What each symbolic size of the inputs is called, by torch.export's symbol.
+        pixels: How those inputs that are images are normalised, by NormalisePixels modules at their head; None where
+            they come normalised.
     """
 
     root: nn.Module
@@ -74,6 +77,7 @@ class CapturedGraph:
     outside: Mapping[str, str]
     template: nn.Module
     sizes: Mapping[str, str]
+    pixels: Pixels | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
         # Nothing changes a captured graph, so copies of a simulation share it.
@@ -96,7 +100,11 @@ class CapturedGraph:
 
 
 def capture(
-    model: nn.Module, example_inputs: Batch, opaque: Sequence[str] = (), dynamic_size: bool = False
+    model: nn.Module,
+    example_inputs: Batch,
+    opaque: Sequence[str] = (),
+    dynamic_size: bool = False,
+    pixels: Pixels | None = None,
 ) -> CapturedGraph:
     """Captures `model` without changing it.
 
@@ -106,6 +114,7 @@ def capture(
             is doubled, since torch.export would take 1 for a constant.
         opaque: Submodules that torch.export need not look inside, by dotted name or by class name.
         dynamic_size: Whether dimensions 2 and 3 of 4-d inputs may have other sizes than the example's too.
+        pixels: How uint8 [N, C, H, W] inputs become what the model takes; None where it takes what is given.
 
     Raises:
         CaptureError: torch.export cannot export the model; the message names the line that stands in the way. Or
@@ -115,7 +124,8 @@ def capture(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"found a {type(model).__name__}, wanted an nn.Module")
-    args, kwargs = example_call(example_inputs)
+    given = example_call(example_inputs)
+    args, kwargs = given if pixels is None else normalised_call(pixels, *given)
     check_float32(model, pytree.tree_leaves((args, kwargs)))
     template = copy.deepcopy(model)
     own = _sharing_copy(template).eval()
@@ -138,19 +148,19 @@ def capture(
     make_functional(graph)
     origins = {n.name: _origin(n) for n in graph.nodes if n.op == "call_function"}
     outside = strip_stubs(graph)
-    _restore_batch_norm(graph, root, own)
-    _restore_dropout(graph, root, own)
+    _restore_modules(graph, root, own)
     for name, path in restore_opaque(graph, root, kept).items():
         origins[name] = replace(origins[name], module=path, type=type(kept[path]).__name__, aten=OPAQUE)
     out_spec = _flatten_output(graph, exported)
     normalize(graph, root, origins)
+    leaves = pytree.tree_leaves(given)
+    if pixels is not None:
+        insert_normalisation(graph, root, origins, pixels, leaves)
     check_ops_of_open_sizes(graph.nodes)
     graph.lint()
-    leaves = pytree.tree_leaves((args, kwargs))
     values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
-    signature = _signature(own, args, kwargs, values, out_spec)
-    sizes = names_of_symbols(list(values.values()))
-    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes)
+    signature, sizes = _signature(own, args, kwargs, values, out_spec), names_of_symbols(list(values.values()))
+    return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes, pixels)
 
 
 def _signature(
@@ -248,6 +258,11 @@ def _adopt_state(root: nn.Module, module: nn.Module, graph: fx.Graph) -> None:
         owner, leaf = owner_of(root, target)
         constant = getattr(module.get_submodule(target.rpartition(".")[0]), leaf)
         owner.register_buffer(leaf, constant.detach().clone(), persistent=False)
+
+
+def _restore_modules(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:
+    _restore_batch_norm(graph, root, model)
+    _restore_dropout(graph, root, model)
 
 
 def _restore_batch_norm(graph: fx.Graph, root: nn.Module, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Folding a batch norm into the conv or linear before it, once, before training.
+"""Folding a batch norm into the conv or linear before it, and the normalisation of pixels too, once, before training.
 
 With BN(y) = gamma * (y - mean) / sqrt(var + eps) + beta and y = W x + b:
 
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat import affine
 from edgeqat.graph.fuse import Region
+from edgeqat.graph.pixels import PixelFold
 from edgeqat.graph.submodules import owner_of
 
 __all__ = ["fold_region", "folded_bias", "folded_parameters", "gain_of"]
@@ -49,28 +50,38 @@ def folded_parameters(weight: Tensor, bias: Tensor | None, norm: _BatchNorm, axi
     return (weight.detach().double() * gain).to(weight.dtype), folded_bias(bias, norm).to(weight.dtype)
 
 
-def fold_region(root: nn.Module, region: Region, captured: nn.Module) -> str | None:
-    """Folds a region's batch norm into the parameters under `root`, and removes it there.
+def fold_region(
+    root: nn.Module, region: Region, captured: nn.Module, live: bool = False, pixels: PixelFold | None = None
+) -> str | None:
+    """Folds a region's batch norm into the parameters under `root`, and removes it there; all is rounded once.
 
     Args:
         root: Changed in place.
         region: The region.
         captured: Holds the batch norm still, where an earlier region that it also follows has removed it.
+        live: Whether its batch norm stays.
+        pixels: The normalisation that the region does before, if it reads pixels.
 
     Returns:
         The dotted name of the region's bias: the one it had, the one that folding made, or None.
     """
     assert region.form is not None and region.form.weight is not None
-    if region.batch_norm is None:
+    batch_norm = None if live else region.batch_norm
+    if batch_norm is None and pixels is None:
         return region.form.bias
     weight_name, bias_name = region.form.weight, region.form.bias
     owner, leaf = owner_of(root, weight_name)
     weight = owner.get_parameter(leaf)
-    norm_name = str(region.batch_norm.target)
-    norm = captured.get_submodule(norm_name)
-    assert isinstance(norm, _BatchNorm)
     bias = None if bias_name is None else root.get_parameter(bias_name)
-    new_weight, new_bias = folded_parameters(weight, bias, norm, region.form.channel_axis)
+    new_weight, new_bias = weight.detach().double(), None if bias is None else bias.detach().double()
+    if pixels is not None:
+        shift = pixels.shift(new_weight)
+        new_weight, new_bias = pixels.weight(new_weight), shift if new_bias is None else new_bias + shift
+    if batch_norm is not None:
+        norm = captured.get_submodule(str(batch_norm.target))
+        assert isinstance(norm, _BatchNorm)
+        new_weight, new_bias = folded_parameters(new_weight, new_bias, norm, region.form.channel_axis)
+    assert new_bias is not None
     weight.data.copy_(new_weight)
     if bias is not None:
         bias.data.copy_(new_bias)
@@ -78,8 +89,11 @@ def fold_region(root: nn.Module, region: Region, captured: nn.Module) -> str | N
         # A bias beside the weight it belongs to: conv1.weight gets conv1.bias.
         bias_leaf = "bias" if leaf == "weight" else f"{leaf}_bias"
         owner._parameters.pop(bias_leaf, None)
-        owner.register_parameter(bias_leaf, nn.Parameter(new_bias, requires_grad=weight.requires_grad))
+        owner.register_parameter(
+            bias_leaf, nn.Parameter(new_bias.to(weight.dtype), requires_grad=weight.requires_grad)
+        )
         bias_name = f"{weight_name.rpartition('.')[0]}.{bias_leaf}".lstrip(".")
-    norm_owner, norm_leaf = owner_of(root, norm_name)
-    norm_owner._modules.pop(norm_leaf, None)
+    if batch_norm is not None:
+        norm_owner, norm_leaf = owner_of(root, str(batch_norm.target))
+        norm_owner._modules.pop(norm_leaf, None)
     return bias_name

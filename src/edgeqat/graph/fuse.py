@@ -27,6 +27,7 @@ from edgeqat.graph.groups import Block, Group, find_blocks, is_compute
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.graph.opaque import OPAQUE_REASON, is_opaque
 from edgeqat.graph.patterns import Fusion, Refusal, bare_op, built_in_after, lists_of, patterns_of
+from edgeqat.graph.pixels import NormalisePixels
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Kind, Origin
 
@@ -81,6 +82,12 @@ class FusedGraph:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedGraph:
         return self  # nothing changes it
+
+    def normalises(self, region: Region) -> bool:
+        """Whether a region is what makes normalised images of pixels."""
+        node = region.anchor
+        found = self.captured.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(found, NormalisePixels)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -185,6 +192,8 @@ def _grow(
         module = captured.root.get_submodule(str(node.target))
         if isinstance(module, nn.modules.dropout._DropoutNd):
             return Region(name, (node,), None, None, None, "", (origin,), identity=True)
+        if isinstance(module, NormalisePixels):
+            return Region(name, (node,), None, None, None, "", (origin,))  # planning says why
         if not is_opaque(module):
             return Region(name, (node,), None, None, None, _why_not_folded(node, refusals), (origin,))
     if isinstance(node.meta.get("val"), (tuple, list)):

@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from edgeqat.errors import CaptureError
+from edgeqat.graph.pixels import NormalisePixels
 from edgeqat.graph.submodules import owner_of
 
 __all__ = ["OPAQUE", "OPAQUE_REASON", "find_opaque", "is_opaque", "opaque_calls", "restore_opaque"]
@@ -92,8 +93,8 @@ def _(inputs: Sequence[Tensor], name: str, call: int, single: bool) -> list[Tens
 
 
 def is_opaque(module: nn.Module) -> bool:
-    """Whether a module that a captured graph calls is opaque; the others are those that capture restores."""
-    return not isinstance(module, (_BatchNorm, _DropoutNd))
+    """Whether a module that a captured graph calls is opaque; the others are those that capture puts there."""
+    return not isinstance(module, (_BatchNorm, _DropoutNd, NormalisePixels))
 
 
 def find_opaque(model: nn.Module, wanted: Sequence[str], dynamic_size: bool) -> dict[str, nn.Module]:

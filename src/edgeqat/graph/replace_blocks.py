@@ -23,6 +23,7 @@ from edgeqat.graph.patterns import (
     is_class,
     patterns_of,
 )
+from edgeqat.graph.pixels import Pixels, normalised_call
 from edgeqat.program import BATCH_DIM
 from edgeqat.signature import Batch
 
@@ -36,7 +37,7 @@ Calls = Mapping[nn.Module, "list[tuple[tuple[Any, ...], dict[str, Any], Any]]"]
 
 
 def replace_blocks(
-    model: nn.Module, example_inputs: Batch, fusions: Sequence[Fusion]
+    model: nn.Module, example_inputs: Batch, fusions: Sequence[Fusion], pixels: Pixels | None = None
 ) -> tuple[nn.Module, list[Refusal]]:
     """A copy of `model` with the replacements of the patterns that have one, in their order, and what checks refused.
 
@@ -51,6 +52,8 @@ def replace_blocks(
     if not patterns or not isinstance(model, nn.Module):  # what is no module, capture refuses
         return model, refusals
     args, kwargs = example_call(example_inputs)
+    if pixels is not None:
+        args, kwargs = normalised_call(pixels, args, kwargs)
     changed = copy.deepcopy(model)
     for pattern in patterns:
         names: dict[nn.Module, str] = {}

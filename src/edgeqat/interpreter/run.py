@@ -72,7 +72,7 @@ def reference(
 
     Args:
         program: What `convert` returned.
-        inputs: A batch of float32 inputs.
+        inputs: A batch of inputs as the model takes them.
         arithmetic: "onnxruntime/x86", "onnxruntime/x86-avx2", "fbgemm" or another of `ARITHMETICS`, or a runtime,
             meaning its arithmetic on this machine.
         taps: Also return every value that has a grid.
@@ -137,6 +137,7 @@ class Interpreter:
 
     def _run(self, inputs: list[Tensor], taps: dict[str, Tensor] | None) -> Any:
         env = dict(zip(self.program.inputs, inputs, strict=True))
+        env |= {n: x.to(torch.float32) for n, x in env.items() if self.program.values[n].grid is not None}
         left = Counter(self._reads)
         with torch.no_grad():
             for op in self.program.ops:

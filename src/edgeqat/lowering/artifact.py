@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeqat.errors import OutputError, TamperedError
+from edgeqat.errors import InputError, OutputError, TamperedError
 from edgeqat.lowering.session import Session, open_session
 from edgeqat.replay.compare import choose_engine
 from edgeqat.replay.folder import FolderError, check_hashes, read_manifest, read_safetensors
@@ -77,12 +77,22 @@ class Artifact:
         return arithmetic_here(f"{self.runtime}/{self.engine if engine is None else engine}")
 
     def flat_inputs(self, inputs: Batch) -> list[Tensor]:
-        """The input tensors in the model file's order."""
+        """The input tensors in the model file's order.
+
+        Raises:
+            InputError: They are not what the file takes.
+        """
         if self.signature is not None:
             return self.signature.flatten(inputs)
         if isinstance(inputs, dict):
-            return [inputs[name] for name in self.manifest["inputs"]]
-        return list(inputs) if isinstance(inputs, tuple) else [inputs]
+            flat = [inputs[name] for name in self.manifest["inputs"]]
+        else:
+            flat = list(inputs) if isinstance(inputs, tuple) else [inputs]
+        for tensor, (name, entry) in zip(flat, self.manifest["inputs"].items(), strict=False):
+            wanted, found = entry["dtype"], str(tensor.dtype).removeprefix("torch.")
+            if found != wanted and "uint8" in (found, wanted):
+                raise InputError(f"input {name!r} is {found}, wanted {wanted} {entry['shape']}")
+        return flat
 
     def run(self, inputs: Batch, threads: int = 1) -> Any:
         """Runs a batch on the real runtime; returns the model's own output structure.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import TamperedError
+from edgeqat.graph.pixels import takes_pixels
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.run import Interpreter
@@ -37,7 +38,7 @@ fresh memory from the system each time, which took longer than the arithmetic.""
 def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
     """16 seeded samples, uniform over the range of each input's grid; standard normal where an input has none.
 
-    Integer inputs are zeros: no other index is known to be a legal one.
+    Images are random pixels. Other integer inputs are zeros: no other index is known to be a legal one.
     """
     generator = torch.Generator().manual_seed(GOLDEN_SEED)
     twins = {op.inputs[0]: op.name for op in program.ops if op.kind is Kind.QUANTIZE}
@@ -46,7 +47,9 @@ def sample_inputs(program: QuantizedProgram) -> list[Tensor]:
         leaves = program.signature.leaves
         sizes = leaves[i].example[1:] if leaves else (int(size) for size in program.values[name].shape[1:])
         shape = [GOLDEN_N, *sizes]
-        if name in twins:
+        if takes_pixels(torch.empty(shape, dtype=program.values[name].dtype, device="meta")):
+            samples.append(torch.randint(256, shape, generator=generator, dtype=torch.uint8))
+        elif name in twins:
             grid = program.grid_of(twins[name])
             scale, zero_point = grid.per_tensor()
             low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
@@ -81,7 +84,7 @@ def pixels_of(inputs: Tensor, steps: Mapping[str, Any] | None) -> Tensor | None:
 
     A device can then check its own preprocessing too.
     """
-    if steps is None or inputs.dim() != 4:
+    if steps is None or inputs.dim() != 4 or takes_pixels(inputs):
         return None
     mean, std = (torch.tensor(steps[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
     if len(mean) != inputs.shape[1]:

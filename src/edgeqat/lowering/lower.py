@@ -63,9 +63,11 @@ def lower(
             target of your own, which gets an ONNX file in QDQ form.
         out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
-        preprocessing: What the manifest says of mean, std, layout and labels.
+        preprocessing: What the manifest says of mean, std, layout and labels; of an input that takes pixels, neither
+            mean nor std.
 
     Raises:
+        InputError: The golden inputs or the preprocessing are not those of the program's inputs.
         PlanError: The runtime is unknown, or the program is not what your own target takes.
         MissingRuntimeError: Its packages are not installed.
         EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
@@ -78,6 +80,7 @@ def lower(
     for tensor in inputs:
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("found NaN or infinite golden inputs, wanted finite ones")
+    _check_preprocessing(program, preprocessing)
     spelling = _spell(program, target)
     with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
@@ -91,6 +94,17 @@ def lower(
         manifest["sha256"] = seal_of(to_json(manifest).encode(), UNSEALED)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
+
+
+def _check_preprocessing(program: QuantizedProgram, preprocessing: dict[str, Any] | None) -> None:
+    """Refuses a normalisation of pixels, which a device would then do twice."""
+    for name in program.inputs:
+        steps = (preprocessing or {}).get("inputs", {}).get(name, preprocessing) or {}
+        if program.values[name].dtype == torch.uint8 and (steps.get("mean") or steps.get("std")):
+            raise InputError(
+                f"found a mean or std in the preprocessing of {name!r}, which takes pixels: the model normalises "
+                "them; leave both out"
+            )
 
 
 def _spell(program: QuantizedProgram, target: Target) -> Spelling:

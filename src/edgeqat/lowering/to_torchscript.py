@@ -41,7 +41,7 @@ from edgeqat.op_attrs import (
     SliceAttrs,
     ViewAttrs,
 )
-from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
+from edgeqat.program import BATCH_DIM, Grid, Kind, Op, QuantizedProgram
 from edgeqat.replay.kernels import EXACT_ENGINES
 from edgeqat.replay.run_torchscript import on_engine, tensor_kinds
 from edgeqat.target_table import TARGETS
@@ -170,6 +170,7 @@ class _Program(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         env = dict(zip(self.program.inputs, inputs, strict=True))
+        env |= {name: _on_grid(x, self.program.values[name].grid) for name, x in env.items()}
         for index, op in enumerate(self.program.ops):
             if op.name in self.same:
                 env[op.name] = env[self.same[op.name]]
@@ -224,6 +225,14 @@ class _Program(nn.Module):
         else:
             result = _move(op, args[0])
         return result
+
+
+def _on_grid(x: Tensor, grid: Grid | None) -> Tensor:
+    """An input as the ops take it: pixels as a quantized tensor, in the order of memory of one."""
+    if grid is None:
+        return x
+    quantized: Tensor = torch._make_per_tensor_quantized_tensor(x, *grid.per_tensor())
+    return quantized.contiguous(memory_format=torch.channels_last)
 
 
 def _twins(program: QuantizedProgram) -> dict[str, str]:

@@ -11,14 +11,22 @@ from edgeqat.replay.folder import FolderError
 
 
 def steps_of(manifest: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """How pixels become an input, None where they do not."""
+    """How pixels become an input, None where they do not; `channels` is how many an image has."""
     steps = manifest.get("preprocessing") or {}
     steps = steps.get("inputs", {}).get(name, {}) if "inputs" in steps else steps
-    return steps if steps.get("mean") and steps.get("std") else None
+    entry = manifest.get("inputs", {}).get(name, {})
+    if entry.get("dtype") == "uint8" and len(entry["shape"]) == 4:  # the model takes the pixels themselves
+        return {**steps, "channels": entry["shape"][1], "mean": None, "std": None}
+    return {**steps, "channels": len(steps["mean"])} if steps.get("mean") and steps.get("std") else None
 
 
 def preprocess(pixels: np.ndarray[Any, Any], steps: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixels / 255 - mean) / std, to the bit as in training."""
+    """uint8 [N, H, W, C] to float32 [N, C, H, W]: (pixels / 255 - mean) / std, to the bit as in training.
+
+    Where there is no mean, uint8 [N, C, H, W]: the pixels themselves.
+    """
+    if steps["mean"] is None:
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
     real = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(real.transpose(0, 3, 1, 2))
@@ -50,7 +58,7 @@ def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
                 pixels = np.asarray(rgb.resize(resize["size"][::-1], Image.Resampling.BILINEAR) if resize else rgb)
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} cannot be read as an image ({error})") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != len(steps["mean"]):
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != steps["channels"]:
         found = f"{pixels.dtype} {list(pixels.shape)}"
-        raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {len(steps['mean'])}]")
+        raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {steps['channels']}]")
     return pixels

@@ -18,6 +18,7 @@ from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region, fuse
 from edgeqat.graph.normalize import scale_of_norm
 from edgeqat.graph.patterns import Fusion
+from edgeqat.graph.pixels import PixelFold, Pixels
 from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.grid_rules import activation_of
 from edgeqat.lookup import fixed_grid
@@ -30,6 +31,7 @@ from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.op_parameters import OpParameters
 from edgeqat.simulate.operand_quantizer import OperandQuantizer
 from edgeqat.simulate.parameter_quantizers import BiasQuantizer, WeightQuantizer
+from edgeqat.simulate.pixel_quantizer import PixelQuantizer
 from edgeqat.simulate.quantizers import key_of
 
 __all__ = ["prepare", "simulate"]
@@ -52,6 +54,7 @@ def prepare(
     batch_norm: str = "fold",
     opaque: Sequence[str] = (),
     dynamic_size: bool = False,
+    pixels: Pixels | None = None,
 ) -> SimulatedModel:
     """Captures, fuses and plans `model`, and builds its simulation; the model itself is left as it was.
 
@@ -70,6 +73,10 @@ def prepare(
             all else. TorchScript runs one that torch.jit.script can compile; ONNX one that torch.export could take.
         dynamic_size: Whether the height and width of [N, C, H, W] inputs may differ from the example's, in the
             simulation and in ONNX Runtime; a TorchScript file has those it was traced with.
+        pixels: The model's normalisation, if the file is to take images as uint8 pixels [N, C, H, W]. It goes into the
+            weights of the first convolutions, and every batch from here on, the example inputs included, holds uint8
+            images. Where something else than a convolution in integers reads them, it is done in float, and the plan
+            says why.
 
     Returns:
         The simulation, in phase "float": calibrate it next.
@@ -77,9 +84,10 @@ def prepare(
     Raises:
         CaptureError: torch.export cannot export the model.
         PlanError: The settings cannot be satisfied.
+        InputError: The example inputs cannot be used.
     """
-    model, refused = replace_blocks(model, example_inputs, fusions)
-    fused = fuse(capture(model, example_inputs, opaque, dynamic_size), fusions, refused)
+    model, refused = replace_blocks(model, example_inputs, fusions, pixels)
+    fused = fuse(capture(model, example_inputs, opaque, dynamic_size, pixels), fusions, refused)
     sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))
     return sim.train(model.training)
 
@@ -128,6 +136,8 @@ class _Builder:
         return SimulatedModel(self.fused, self.plan, self.root, self.graph, self.quantizers, self.parameters)
 
     def _region(self, region: Region) -> None:
+        if self.fused.normalises(region) and self._pixels(region.anchor):
+            return
         # A mean without keepdim became a pool and a view; the pool is what reads the region's input.
         # A ReLU that is an op of its own follows what it was fused into, whose quantizer does what it does.
         op = self.ops.get(f"{region.name}:unclamped", self.ops.get(region.name))
@@ -156,6 +166,27 @@ class _Builder:
             result = self.graph.node_copy(region.activation, lambda _: result)
         self.made[region.outputs[0]] = result
 
+    def _pixels(self, normalised: fx.Node) -> bool:
+        """Makes of an input's pixels what convolutions that normalise them read; False where that is done in float."""
+        (source,) = normalised.all_input_nodes
+        name = self.fused.captured.placeholders()[source]
+        grid = self.plan.program.values[name].grid
+        if grid is None:
+            return False
+        self.quantizers[name] = PixelQuantizer(name, self.plan.activations[name], grid)
+        self.made[normalised] = self.graph.call_module(f"quantizers.{key_of(name)}", (self._read(source),))
+        return True
+
+    def _fold_of(self, op: Op) -> PixelFold | None:
+        """The normalisation that an op does, None where it reads something else than pixels, perhaps padded."""
+        name, program = op.inputs[0], self.plan.program
+        while name in self.ops and self.ops[name].kind is Kind.PAD:
+            name = self.ops[name].inputs[0]
+        if name not in program.inputs or program.values[name].grid is None:
+            return None
+        assert self.fused.captured.pixels is not None
+        return self.fused.captured.pixels.fold(program.grid_of(name))
+
     def _weighted(self, region: Region, op: Op) -> fx.Node:
         """A conv or linear over quantized input, weight and bias; behind it its batch norm, if that is live."""
         assert region.form is not None and op.weight is not None
@@ -163,8 +194,9 @@ class _Builder:
         norm = (
             str(region.batch_norm.target) if self.plan.batch_norm == "live" and region.batch_norm is not None else None
         )
-        bias_name = region.form.bias if norm else fold_region(self.root, region, self.fused.captured.root)
-        self.parameters[op.name] = OpParameters(op.weight, bias_name, norm)
+        pixels = self._fold_of(op)
+        bias_name = fold_region(self.root, region, self.fused.captured.root, norm is not None, pixels)
+        self.parameters[op.name] = OpParameters(op.weight, bias_name, norm, pixels)
         if norm is not None and op.weight == scale_of_norm(norm):  # the live norm trains its own gain
             self.root.get_parameter(op.weight).requires_grad_(False)
         self._add_weight_quantizer(op.weight)

@@ -124,7 +124,7 @@ def freeze(sim: Simulation) -> QuantizedProgram:
         if bias is not None:
             biases[op.name] = _bias(op, bias, input_scale, consts[op.weight])
     ops = tuple(_filled(sim, op, biases) for op in plan.ops)
-    grid_hash = hash_grids(ops, values, consts)
+    grid_hash = hash_grids(ops, values, consts, plan.inputs)
     return QuantizedProgram(ops, values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash, grid_hash)
 
 

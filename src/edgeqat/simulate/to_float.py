@@ -6,6 +6,7 @@ A batch norm that was folded before training is put back. With its gain g = gamm
                       beta = b' + mean * g              where it has none; without beta, mean = -b' / g
 
 A channel whose gain is (almost) 0 has lost its weights in folding; its batch norm becomes the identity plus a bias.
+What normalised pixels (`graph/pixels.py`) normalises no more: W = W' / gain, b = b' - sum of W * offset.
 All in float64, rounded once.
 """
 
@@ -24,11 +25,15 @@ from edgeqat.errors import PlanError
 from edgeqat.graph.fold_bn import gain_of
 from edgeqat.graph.fuse import FusedGraph, Region
 from edgeqat.graph.normalize import scale_of_norm
+from edgeqat.graph.pixels import PixelFold
 from edgeqat.simulate.op_parameters import OpParameters
 
 __all__ = ["FoldedSimulation", "to_float"]
 
 SMALLEST_GAIN = 1e-12
+
+ROUNDING = 1e-5
+"""What float32 may leave of a bias that training did not move, as a share of the largest shift."""
 
 
 class FoldedSimulation(Protocol):
@@ -59,6 +64,10 @@ def to_float(sim: FoldedSimulation) -> nn.Module:
                 tensor.copy_(state[name])
         for region in _folded_regions(sim):
             _unfold(sim, region, model)
+        for region in sim.fused.regions:
+            parameters = sim.parameters_of.get(region.name)
+            if parameters is not None and parameters.pixels is not None:
+                _unfold_pixels(sim, region, parameters.pixels, model)
     return model
 
 
@@ -91,6 +100,9 @@ def _unfold(sim: FoldedSimulation, region: Region, model: nn.Module) -> None:
     norm = model.get_submodule(str(region.batch_norm.target))
     assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
     weight, shift = sim.get_parameter(parameters.weight).double(), sim.get_parameter(parameters.bias).double()
+    if parameters.pixels is not None:
+        weight = parameters.pixels.own_weight(weight)
+        shift = shift - parameters.pixels.shift(weight)
     dead = gain_of(norm).abs() < SMALLEST_GAIN
     if bool(dead.any()) and norm.weight is not None:
         norm.running_mean.masked_fill_(dead, 0.0)
@@ -109,6 +121,29 @@ def _unfold(sim: FoldedSimulation, region: Region, model: nn.Module) -> None:
         norm.running_mean.copy_(-shift / gain)
     own = weight / affine.broadcast(gain, region.form.channel_axis, weight.dim())
     model.get_parameter(region.form.weight).copy_(own)
+
+
+def _unfold_pixels(sim: FoldedSimulation, region: Region, pixels: PixelFold, model: nn.Module) -> None:
+    """Of a region without a folded batch norm."""
+    parameters = sim.parameters_of[region.name]
+    assert region.form is not None and region.form.weight is not None and parameters.bias is not None
+    if region.batch_norm is not None and parameters.norm is None:
+        return
+    weight = pixels.own_weight(sim.get_parameter(parameters.weight))
+    bias = sim.get_parameter(parameters.bias).double() - pixels.shift(weight)
+    if region.form.bias is not None:
+        model.get_parameter(region.form.bias).copy_(bias)
+    elif parameters.norm is not None:
+        norm = model.get_submodule(parameters.norm)
+        assert isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        norm.running_mean.sub_(bias)
+    elif bool((bias.abs() > ROUNDING * pixels.shift(weight.abs()).abs().amax()).any()):
+        raise PlanError(
+            f"{region.name} has no bias of its own, and training gave it one together with the pixels' normalisation; "
+            "give the model's first convolution a bias, or prepare without pixels"
+        )
+    if parameters.norm is None or region.form.weight != scale_of_norm(parameters.norm):
+        model.get_parameter(region.form.weight).copy_(weight)
 
 
 def _set_gain(norm: _BatchNorm, gain: Tensor, shift: Tensor) -> None:
