@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from edgeqat.graph.form import shape_of
+from edgeqat.graph.form import Form, shape_of
 from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region
 from edgeqat.graph.groups import Group
@@ -151,10 +151,18 @@ class FloatReasons:
                 return f"{rule.name} has no integer clamp, which is its ReLU where zero points are in the middle"
             if isinstance(attrs, (ConvAttrs, ConvTransposeAttrs)) and len(attrs.stride) not in rule.conv_dims:
                 return f"{rule.name} has no exact integer conv{len(attrs.stride)}d"
+            if not rule.one_output_groups and self._has_one_output_groups(region.form):
+                return f"{rule.name} has no exact conv of groups of several inputs and one output"
             uncounted = isinstance(attrs, AveragePoolAttrs) and any(attrs.padding) and not attrs.count_include_pad
             if rule.counts_padding and uncounted:
                 return f"{rule.name} counts the padding in averages"
         return ""
+
+    def _has_one_output_groups(self, form: Form) -> bool:
+        if not isinstance(form.attrs, ConvAttrs) or form.weight is None:
+            return False
+        outputs, inputs = self._fused.captured.root.get_parameter(form.weight).shape[:2]
+        return form.attrs.groups == outputs > 1 and inputs > 1
 
     def _of_norm(self, region: Region) -> str:
         """Why a batch norm cannot be folded after all: another call of it, which stays in float, needs it whole."""

@@ -21,6 +21,7 @@ RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "torchscript": ("torch",),
     "openvino": ("openvino", "onnx", "onnxscript"),
+    "litert": ("ai_edge_litert", "flatbuffers"),
 }
 """What each runtime needs, the runtime itself first."""
 

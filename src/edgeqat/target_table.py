@@ -31,6 +31,7 @@ class Target:
         depthwise_limit: Largest |weight| of a depthwise conv that its kernels compute exactly; None for any.
         counts_padding: Whether an average pool counts what it pads with, whatever `count_include_pad` says.
         broadcasts: Whether operands of additions and products may differ in shape.
+        one_output_groups: Whether a conv may have groups of several inputs and one output.
         open_sizes: Whether one file takes images of any height and width.
         symmetric_activations: Whether the zero point of activations is the middle of their integers.
         power_of_two_activations: Whether scales of activations are powers of two.
@@ -51,6 +52,7 @@ class Target:
     depthwise_limit: int | None = None
     counts_padding: bool = False
     broadcasts: bool = True
+    one_output_groups: bool = True
     open_sizes: bool = True
     symmetric_activations: bool = False
     power_of_two_activations: bool = False
@@ -86,6 +88,9 @@ OPENVINO_KINDS = frozenset(
 )
 """Kinds whose arithmetic in OpenVINO's CPU plugin is known exactly."""
 
+LITERT_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL}
+"""Kinds whose arithmetic in LiteRT is known exactly."""
+
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
 INT8_WEIGHTS = frozenset(range(2, 9))
@@ -110,6 +115,24 @@ def _torch_int8(name: str, note: str, depthwise_limit: int | None, counts_paddin
         depthwise_limit=depthwise_limit,
         counts_padding=counts_padding,
         broadcasts=False,
+        open_sizes=False,
+    )
+
+
+def _litert(name: str, note: str, delegate_alone: bool) -> Target:
+    """LiteRT's own kernels compute sums of different shapes, and groups of one output, in ways that are not known."""
+    return Target(
+        name=name,
+        kinds=LITERT_KINDS,
+        activation_bits=UINT8_ACTIVATIONS,
+        weight_bits=INT8_WEIGHTS,
+        float_logits=False,
+        note=note,
+        conv_dims=frozenset({1, 2}),
+        pools_keep_grid=True,
+        counts_padding=True,
+        broadcasts=delegate_alone,
+        one_output_groups=delegate_alone,
         open_sizes=False,
     )
 
@@ -145,13 +168,16 @@ TARGETS: Mapping[str, Target] = {
             broadcasts=False,
             open_sizes=False,
         ),
+        _litert("litert", "int8 activations and weights, int32 biases; one file, exact with both engines", False),
+        _litert("litert/xnnpack", "the XNNPACK delegate, which is the default", True),
+        _litert("litert/builtin", "LiteRT's own kernels", False),
     )
 }
 
 PORTABLE = ("onnxruntime", "torchscript")
 """The target "portable": every runtime whose arithmetic is known exactly."""
 
-PLANNED = ("executorch", "litert", "aoti")
+PLANNED = ("executorch", "aoti")
 
 
 def runtime_of(target: str) -> str:

@@ -140,14 +140,15 @@ def samples_together(program: QuantizedProgram, arithmetic: Arithmetic, n: int) 
     """How many of n samples to compute at once: fewer than n only if the integers are the same either way.
 
     They are where each sample is computed on its own: all integers have the batch in front, no float op, whose last
-    bits may depend on the batch, is among the ops, and no sample's addition ends within a block.
+    bits may depend on the batch, is among the ops, and no sample's addition or dequantization ends within a block.
     """
+    blocks = {Kind.ADD: arithmetic.add_block, Kind.DEQUANTIZE: arithmetic.dequantize_block}
     largest = 1
     for op in program.ops:
         for name in op.outputs:
             sizes = program.values[name].shape[1:]
             elements = math.prod(size for size in sizes if isinstance(size, int))
-            within_block = op.kind is Kind.ADD and elements % arithmetic.add_block != 0
+            within_block = elements % blocks.get(op.kind, 1) != 0
             if op.kind is Kind.FLOAT or any(isinstance(size, str) for size in sizes) or within_block:
                 return max(1, n)
             largest = max(largest, elements)

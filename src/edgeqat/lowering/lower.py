@@ -15,7 +15,7 @@ from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.lowering import to_onnx, to_openvino, to_torchscript
+from edgeqat.lowering import to_litert, to_onnx, to_openvino, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.own_target import check_follows
@@ -37,6 +37,7 @@ SPELLINGS: Mapping[str, Callable[[QuantizedProgram, str | None], Spelling]] = {
     "onnxruntime": to_onnx.spell,
     "torchscript": to_torchscript.spell,
     "openvino": to_openvino.spell,
+    "litert": to_litert.spell,
 }
 """By runtime: a program and an engine to a model file."""
 

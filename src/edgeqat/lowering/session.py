@@ -51,7 +51,7 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
     """Loads a model file.
 
     Args:
-        runtime: "onnxruntime", "torchscript" or "openvino".
+        runtime: "onnxruntime", "torchscript", "openvino" or "litert".
         path: The model file.
         engine: The runtime's engine, as the manifest names it.
         threads: Threads within an op.
@@ -73,4 +73,8 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
         from edgeqat.lowering.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, engine, threads, taps)
-    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript or openvino")
+    if runtime == "litert":
+        from edgeqat.lowering.litert_session import LiteRTSession
+
+        return LiteRTSession(path, engine, threads, taps)
+    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript, openvino or litert")

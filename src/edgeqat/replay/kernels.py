@@ -10,7 +10,12 @@ from pathlib import Path
 EXACT_ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 """Engines of torch whose arithmetic is known exactly, the fastest on small models first."""
 
-ENGINES = {"onnxruntime": ("CPUExecutionProvider",), "torchscript": EXACT_ENGINES, "openvino": ("CPU",)}
+ENGINES = {
+    "onnxruntime": ("CPUExecutionProvider",),
+    "torchscript": EXACT_ENGINES,
+    "openvino": ("CPU",),
+    "litert": ("xnnpack", "builtin"),
+}
 """By runtime: the engines that a manifest may name."""
 
 
@@ -65,9 +70,16 @@ def openvino_here(engine: str) -> str | None:
     return "openvino/x86" if is_x86() and "avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags() else None
 
 
+def litert_here(engine: str) -> str | None:
+    """The delegate computes alike on every x86; LiteRT's own kernels were compared with AVX512 alone."""
+    known = ("", "xnnpack", "builtin") if "avx512f" in cpu_flags() else ("", "xnnpack")
+    return f"litert/{engine or 'xnnpack'}" if is_x86() and engine in known else None
+
+
 KERNELS: dict[str, Callable[[str], str | None]] = {
     "onnxruntime": onnxruntime_here,
     "torchscript": torchscript_here,
     "openvino": openvino_here,
+    "litert": litert_here,
 }
 """By runtime: an engine to the arithmetic of its kernels here."""

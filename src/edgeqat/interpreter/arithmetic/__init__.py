@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from edgeqat.errors import InputError
 from edgeqat.interpreter.arithmetic.base import Arithmetic
+from edgeqat.interpreter.arithmetic.litert import LiteRTBuiltin, LiteRTXnnpack
 from edgeqat.interpreter.arithmetic.onnxruntime import OnnxRuntimeX86, OnnxRuntimeX86Avx2
 from edgeqat.interpreter.arithmetic.openvino import OpenVinoX86
 from edgeqat.interpreter.arithmetic.torchscript import X86, Fbgemm, Onednn, Qnnpack
@@ -21,6 +22,8 @@ _KNOWN: tuple[Arithmetic, ...] = (
     X86(),
     Qnnpack(),
     OpenVinoX86(),
+    LiteRTXnnpack(),
+    LiteRTBuiltin(),
 )
 
 ARITHMETICS: Mapping[str, Arithmetic] = {a.name: a for a in _KNOWN}

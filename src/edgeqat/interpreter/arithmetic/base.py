@@ -29,11 +29,13 @@ class Arithmetic(Protocol):
         add_block: Elements that an addition computes together; those left over at the end of the whole tensor may
             come out differently. 1 where every element is computed alike.
         fuses_sums: Whether an addition depends on what is before it, see `edgeqat.interpreter.sum_forms`.
+        dequantize_block: The same of a dequantization.
     """
 
     name: str
     add_block: int
     fuses_sums: bool
+    dequantize_block: int
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         """Float to integers of `grid`."""

@@ -40,6 +40,7 @@ class OnnxRuntimeX86:
     name = "onnxruntime/x86"
     add_block = 1
     fuses_sums = False
+    dequantize_block = 1
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()

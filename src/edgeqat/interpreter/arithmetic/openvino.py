@@ -94,6 +94,7 @@ class OpenVinoX86:
 
     name = "openvino/x86"
     add_block = 1
+    dequantize_block = 1
     fuses_sums = True
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:

@@ -72,6 +72,7 @@ class _TorchInt8:
     name = ""
     add_block = 1
     fuses_sums = False
+    dequantize_block = 1
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
         scale, zero_point = grid.filled()
