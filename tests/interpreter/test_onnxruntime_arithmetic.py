@@ -1,6 +1,7 @@
 """ONNX Runtime's kernels against the reference, op by op, integer by integer.
 
-A failure here means that the arithmetic written down for "onnxruntime/x86" is wrong. No tolerance: zero steps.
+A failure here means that the arithmetic written down for the machine is wrong: "onnxruntime/x86", or
+"onnxruntime/arm64", whose kernels run too where tools/arm_emulation.py is installed. No tolerance: zero steps.
 """
 
 from __future__ import annotations
@@ -12,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeqat.interpreter.arithmetic import ARITHMETICS
-from edgeqat.interpreter.run import Interpreter, accumulator_bound
-from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
-from edgeqat.lowering.to_onnx import spell_model, taps_suffix
-from edgeqat.machine import arithmetic_here
+from edgeqat.interpreter.run import accumulator_bound
 from edgeqat.op_attrs import (
     AddAttrs,
     AveragePoolAttrs,
@@ -28,28 +25,15 @@ from edgeqat.op_attrs import (
     SliceAttrs,
     ViewAttrs,
 )
-from edgeqat.program import Kind, QuantizedProgram
+from edgeqat.program import Kind
+from helpers import EXACT_ARITHMETIC
+from onnx_kernels import check
 from programs import grid, on_grid, one_op
 
-pytestmark = pytest.mark.skipif(
-    arithmetic_here("onnxruntime") != "onnxruntime/x86",
-    reason="onnxruntime/x86 means x86 with VNNI; other kernels round differently",
-)
+pytestmark = [EXACT_ARITHMETIC, pytest.mark.usefixtures("onnx_kernels")]
 
 SCALES = st.floats(2**-13, 1.0, width=32)
 ZEROS = st.integers(0, 255)
-
-
-def check(program: QuantizedProgram, inputs: list[Tensor], fused: str) -> None:
-    """Asserts that the runtime ran the fused integer kernel and that its integers are the reference's."""
-    model = spell_model(program).SerializeToString()
-    assert optimized_ops(model)[fused] == 1, optimized_ops(model)
-    session = OnnxSession(model + taps_suffix(program))
-    found = dict(zip(session.outputs, session.run(inputs), strict=True))
-    outputs, values = Interpreter(program, ARITHMETICS["onnxruntime/x86"]).run_with_taps(inputs)
-    for name, expected in values.items():
-        assert torch.equal(found[name].float(), expected), f"{name}: {int((found[name] != expected).sum())} differ"
-    assert torch.equal(found[program.outputs[0]], outputs)
 
 
 def integers(seed: int, *shape: int) -> Tensor:
@@ -85,11 +69,28 @@ def test_add_whose_offset_is_rounded_once() -> None:
         check(program, [on_grid(a, left), on_grid(b, right)], "QLinearAdd")
 
 
+ADD_RATIOS = [(1.0, 0.5), (0.25, 0.5), (0.5, 0.5), (1.0, 0.3), (0.75, 0.25), (300.0, 2.0), (2.0**-12, 0.5)]
+
+
 @pytest.mark.parametrize("width", [1, 5, 7, 13, 33])
 def test_add_of_widths_that_fill_no_vector(width: int) -> None:
     a, b, y = grid(0.02, 100), grid(0.05, 3), grid(0.06, 77)
     program = one_op(Kind.ADD, AddAttrs(), [(width,), (width,)], [a, b], (width,), y)
     check(program, [on_grid(a, integers(0, 999, width)), on_grid(b, integers(1, 999, width))], "QLinearAdd")
+
+
+@pytest.mark.parametrize("zero_point", [0, 101, 255])
+@pytest.mark.parametrize("ratios", ADD_RATIOS, ids=str)
+def test_add_on_ties(ratios: tuple[float, float], zero_point: int) -> None:
+    """Ratios of scales around those that put sums on ties: multipliers of ARM round, or give way to float32."""
+    left = torch.arange(256).repeat_interleave(256).reshape(1, -1)
+    right = torch.arange(256).repeat(256).reshape(1, -1)
+    for s_y in (0.0625, 0.0731):
+        for nudge_a, nudge_b in ((0, 0), (-1, 0), (-2, 0), (-1, -1), (0, -1), (3, -2), (6, 0)):
+            scales = [s_y * r * (1 + n * 2.0**-24) for r, n in zip(ratios, (nudge_a, nudge_b), strict=True)]
+            a, b, y = grid(scales[0], zero_point), grid(scales[1], 130), grid(s_y, 120)
+            program = one_op(Kind.ADD, AddAttrs(), [(65536,), (65536,)], [a, b], (65536,), y)
+            check(program, [on_grid(a, left), on_grid(b, right)], "QLinearAdd")
 
 
 CONVS = {
@@ -204,6 +205,20 @@ def test_global_average_pool(size: tuple[int, int], channels: int) -> None:
     check(program, [on_grid(x, integers(9, 200, channels, *size))], "QLinearGlobalAveragePool")
 
 
+@pytest.mark.parametrize("size", [(1, 2), (2, 2), (7, 7), (8, 8)], ids=str)
+def test_global_average_pool_on_ties(size: tuple[int, int]) -> None:
+    """Sums are divided by 2, 4, 6 or 2/3, up to some units in the last place: half to even, not away from zero."""
+    generator = torch.Generator().manual_seed(15)
+    for seed in range(8):
+        z_x, z_y = torch.randint(0, 256, (2,), generator=generator).tolist()
+        s_x = float(torch.rand((), generator=generator) * 0.1 + 0.001)
+        s_y = s_x * (2, 4, 6, 2 / 3)[seed % 4] / (size[0] * size[1]) * (1 + (seed // 4) * 2.0**-23)
+        x, y = grid(s_x, z_x), grid(s_y, z_y)
+        program = one_op(Kind.AVERAGE_POOL, AveragePoolAttrs(), [(7, *size)], [x], (7, 1, 1), y)
+        q = torch.randint(max(0, z_x - 9), min(256, z_x + 10), (200, 7, *size), generator=generator)
+        check(program, [on_grid(x, q)], "QLinearGlobalAveragePool")
+
+
 AVERAGE_POOLS = {
     "2x2": AveragePoolAttrs((2, 2), (2, 2), (0, 0)),
     "3x3 padded": AveragePoolAttrs((3, 3), (2, 2), (1, 1)),
@@ -220,6 +235,20 @@ def test_average_pool(name: str) -> None:
     shape = F.avg_pool2d(torch.zeros(1, 8, 11, 9), a.kernel, a.stride, a.padding, False, a.count_include_pad).shape
     program = one_op(Kind.AVERAGE_POOL, a, [(8, 11, 9)], [x], tuple(shape[1:]), y)
     check(program, [on_grid(x, integers(10, 100, 8, 11, 9))], "QLinearAveragePool")
+
+
+@pytest.mark.parametrize("name", AVERAGE_POOLS)
+def test_average_pool_on_ties(name: str) -> None:
+    a, generator = AVERAGE_POOLS[name], torch.Generator().manual_seed(16)
+    assert a.kernel is not None
+    shape = F.avg_pool2d(torch.zeros(1, 8, 11, 9), a.kernel, a.stride, a.padding, False, a.count_include_pad).shape
+    for steps in (2.0, 4.0, a.kernel[0] * a.kernel[1], 8.0):
+        z_x, z_y = torch.randint(0, 256, (2,), generator=generator).tolist()
+        s_x = float(torch.rand((), generator=generator) * 0.1 + 0.001)
+        x, y = grid(s_x, z_x), grid(s_x * steps / (a.kernel[0] * a.kernel[1]), z_y)
+        program = one_op(Kind.AVERAGE_POOL, a, [(8, 11, 9)], [x], tuple(shape[1:]), y)
+        q = torch.randint(max(0, z_x - 9), min(256, z_x + 10), (20, 8, 11, 9), generator=generator)
+        check(program, [on_grid(x, q)], "QLinearAveragePool")
 
 
 MOVES = {

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeqat.interpreter.arithmetic import ARITHMETICS
-from edgeqat.interpreter.run import Interpreter
 from edgeqat.lookup import FUNCTIONS, fixed_grid, table_of
 from edgeqat.lowering.onnx_lookup import exact_in_kernels
-from edgeqat.lowering.onnx_session import OnnxSession, optimized_ops
-from edgeqat.lowering.to_onnx import spell_model, taps_suffix
+from edgeqat.lowering.onnx_session import optimized_ops
+from edgeqat.lowering.to_onnx import spell_model
 from edgeqat.op_attrs import (
     AddAttrs,
     Attrs,
@@ -31,24 +29,13 @@ from edgeqat.op_attrs import (
 )
 from edgeqat.program import Const, Grid, Kind, QuantizedProgram
 from helpers import EXACT_ARITHMETIC
+from onnx_kernels import check
 from programs import TABLE_ARGUMENTS, grid, on_grid, one_op
 
-pytestmark = EXACT_ARITHMETIC
+pytestmark = [EXACT_ARITHMETIC, pytest.mark.usefixtures("onnx_kernels")]
 
 SCALES = st.floats(2**-10, 0.5, width=32)
 ZEROS = st.integers(0, 255)
-
-
-def check(program: QuantizedProgram, inputs: list[Tensor], fused: str) -> dict[str, Tensor]:
-    """Asserts that the runtime ran the integer kernel and that its integers are the reference's."""
-    model = spell_model(program).SerializeToString()
-    assert optimized_ops(model)[fused] >= 1, optimized_ops(model)
-    session = OnnxSession(model + taps_suffix(program))
-    found = dict(zip(session.outputs, session.run(inputs), strict=True))
-    _, values = Interpreter(program, ARITHMETICS["onnxruntime/x86"]).run_with_taps(inputs)
-    for name, expected in values.items():
-        assert torch.equal(found[name].float(), expected), f"{name}: {int((found[name] != expected).sum())} differ"
-    return values
 
 
 def integers(seed: int, *shape: int) -> Tensor:

@@ -3,26 +3,44 @@
 ONNX Runtime has no quick op for a table of one's own: Gather takes 7 ns an element on one core, ten times what its
 integer and float kernels take for most functions. So a function is first written with those, and run over every
 integer of its input's grid. Only where an entry differs, which needs a result almost halfway between two integers, is
-the table itself written, with Gather.
+the table itself written, with Gather. The file runs on 64-bit ARM too, whose sums and products are other ones: they
+are computed here, in that arithmetic. Where a function has no one float result, no entry may come near a tie.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
+from edgeqat.lookup import FUNCTIONS
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.lowering.onnx_writer import INT8_SHIFT, IR_VERSION, OPSET, STORED_MAX, Writer
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.program import Op, QuantizedProgram
+from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 
 __all__ = ["exact_in_kernels", "gather", "kernels"]
 
 Build = Callable[[Writer, str, Op], None]
+
+NEAR_TIE = 2.0**-13
+"""Steps: float kernels of two machines differ by less, some units in the last place of 256 steps."""
+
+ONE_FLOAT_RESULT = frozenset({"leaky_relu", "clamp", "neg", "abs", "subtract_from"})
+"""Functions of single float operations, which IEEE 754 defines to the bit."""
+
+OF_A_NUMBER: Mapping[str, Callable[[Sequence[float]], tuple[Kind, float, float]]] = {
+    "hardsigmoid": lambda arguments: (Kind.ADD, 1 / 6, 0.5),
+    "shift": lambda arguments: (Kind.ADD, 1.0, arguments[0]),
+    "scale": lambda arguments: (Kind.MUL, 1.0, arguments[0]),
+    "divide": lambda arguments: (Kind.MUL, 1.0, 1 / arguments[0]),
+}
+"""Functions that are a sum or product with a number: of which kind, what multiplies the input's scale, the number."""
 
 SHIFTED = 5
 """The integers are tried three times over and with so many more, at each position that vector kernels have."""
@@ -47,7 +65,7 @@ def gather(writer: Writer, op: Op) -> None:
 
 
 def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
-    """The lookups, by name, whose function ONNX Runtime's kernels compute to the very integers of the table.
+    """The lookups, by name, whose function ONNX Runtime's kernels compute to the very integers of the table, anywhere.
 
     Raises:
         MissingRuntimeError: onnx or onnxruntime is not installed.
@@ -75,7 +93,32 @@ def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
     q = torch.arange(3 * count + SHIFTED) % count
     results = OnnxSession(model.SerializeToString()).run([q.to(torch.uint8)])
     found = zip(ops, tables, results, strict=True)
-    return frozenset(op.name for op, table, y in found if table is not None and torch.equal(y, table[q % len(table)]))
+    here = [op for op, table, y in found if table is not None and torch.equal(y, table[q % len(table)])]
+    return frozenset(op.name for op in here if _same_on_arm(program, op))
+
+
+def _same_on_arm(program: QuantizedProgram, op: Op) -> bool:
+    """Whether kernels of 64-bit ARM give the table, which those here do."""
+    assert isinstance(op.attrs, LookupAttrs)
+    function, arguments = op.attrs.function, op.attrs.arguments
+    x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), program.consts[op.name].data
+    (s_x, z_x), (s_y, z_y) = x_grid.filled(), grid.filled()
+    q = torch.arange(x_grid.qmin, x_grid.qmax + 1.0)
+    assert table is not None
+    arm = OnnxRuntimeArm64()
+    if function == "square":
+        return torch.equal(arm.mul(q, x_grid, q, x_grid, grid), table.float())
+    if function in OF_A_NUMBER:
+        kind, factor, value = OF_A_NUMBER[function](arguments)
+        number = Grid(0, 255, None, torch.tensor(abs(value), dtype=torch.float32), torch.tensor(int(value < 0)))
+        scaled = replace(x_grid, scale=torch.tensor(float(s_x) * factor, dtype=torch.float32))
+        compute = arm.add if kind is Kind.ADD else arm.mul
+        return torch.equal(compute(q, scaled, torch.tensor([float(value >= 0)]), number, grid), table.float())
+    if function in ONE_FLOAT_RESULT:
+        return True
+    y = FUNCTIONS[function].compute((q.double() - z_x) * s_x.double(), *arguments) / s_y.double() + z_y
+    inside = (y > grid.qmin) & (y < grid.qmax)
+    return bool(((y - y.floor() - 0.5).abs()[inside] > NEAR_TIE).all())
 
 
 def _dequantize(writer: Writer, x: str, op: Op, factor: float = 1.0) -> str:

@@ -49,6 +49,8 @@ def is_x86() -> bool:
 
 def onnxruntime_here(engine: str) -> str | None:
     """Without VNNI, ONNX Runtime's kernels on x86 saturate; without AVX2 too, their sums are not known."""
+    if platform.machine() in ("aarch64", "arm64", "ARM64"):
+        return "onnxruntime/arm64"
     flags = cpu_flags() if is_x86() else frozenset()
     if flags & {"avx512_vnni", "avx_vnni"}:
         return "onnxruntime/x86"

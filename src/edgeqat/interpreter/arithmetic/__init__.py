@@ -8,6 +8,7 @@ from edgeqat.errors import InputError
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.arithmetic.litert import LiteRTBuiltin, LiteRTXnnpack
 from edgeqat.interpreter.arithmetic.onnxruntime import OnnxRuntimeX86, OnnxRuntimeX86Avx2
+from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
 from edgeqat.interpreter.arithmetic.openvino import OpenVinoX86
 from edgeqat.interpreter.arithmetic.torchscript import X86, Fbgemm, Onednn, Qnnpack
 from edgeqat.machine import arithmetic_here
@@ -17,6 +18,7 @@ __all__ = ["ARITHMETICS", "Arithmetic", "resolve_arithmetic"]
 _KNOWN: tuple[Arithmetic, ...] = (
     OnnxRuntimeX86(),
     OnnxRuntimeX86Avx2(),
+    OnnxRuntimeArm64(),
     Fbgemm(),
     Onednn(),
     X86(),

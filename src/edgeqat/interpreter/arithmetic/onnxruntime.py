@@ -31,7 +31,7 @@ from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
-__all__ = ["OnnxRuntimeX86", "OnnxRuntimeX86Avx2"]
+__all__ = ["OnnxRuntimeX86", "OnnxRuntimeX86Avx2", "is_repeated"]
 
 
 class OnnxRuntimeX86:
@@ -66,7 +66,7 @@ class OnnxRuntimeX86:
         return acc.to(torch.float32) * channels(input_scale * weight_scale, acc)
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
-        if _is_repeated(a, b):
+        if is_repeated(a, b):
             a, a_grid, b, b_grid = b, b_grid, a, a_grid
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
         r_a, r_b = s_a / s, s_b / s
@@ -104,7 +104,7 @@ class OnnxRuntimeX86Avx2(OnnxRuntimeX86):
         return saturation(q, grid, weight, attrs)
 
 
-def _is_repeated(a: Tensor, b: Tensor) -> bool:
+def is_repeated(a: Tensor, b: Tensor) -> bool:
     """Whether each element of a meets a run of elements of b: a has size 1 in the last dimension where not both do."""
     ranks = range(1, max(a.dim(), b.dim()) + 1)
     sizes = ((a.shape[-i] if i <= a.dim() else 1, b.shape[-i] if i <= b.dim() else 1) for i in ranks)
