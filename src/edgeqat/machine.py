@@ -20,12 +20,25 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_in
 RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "torchscript": ("torch",),
-    "openvino": ("openvino", "onnx", "onnxscript"),
+    "executorch": ("executorch",),
     "litert": ("ai_edge_litert", "flatbuffers"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
 }
 """What each runtime needs, the runtime itself first."""
 
-REPORTED_PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
+REPORTED_PACKAGES = (
+    "torch",
+    "torchao",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "executorch",
+    "ai_edge_litert",
+    "litert_torch",
+    "openvino",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,17 @@ ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
 TORCH_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL, Kind.EXPAND}
 """Kinds whose arithmetic in torch's INT8 kernels is known exactly."""
 
+XNNPACK_KINDS = ALL_KINDS - {Kind.MATMUL}
+"""Kinds whose arithmetic in XNNPACK is known exactly; it has no product of two activations."""
+
+LITERT_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL}
+"""Kinds whose arithmetic in LiteRT is known exactly."""
+
 OPENVINO_KINDS = frozenset(
     {Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.CONV, Kind.LINEAR, Kind.ADD, Kind.AVERAGE_POOL, Kind.MAX_POOL}
     | {Kind.VIEW, Kind.PERMUTE, Kind.PAD, Kind.SLICE, Kind.CLAMP, Kind.RESIZE, Kind.LOOKUP}
 )
 """Kinds whose arithmetic in OpenVINO's CPU plugin is known exactly."""
-
-LITERT_KINDS = ALL_KINDS - {Kind.CONV_TRANSPOSE, Kind.MATMUL}
-"""Kinds whose arithmetic in LiteRT is known exactly."""
 
 # Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
@@ -159,6 +162,21 @@ TARGETS: Mapping[str, Target] = {
         _torch_int8("torchscript/x86", "onednn, but fbgemm above 100 groups", FBGEMM_DEPTHWISE_LIMIT, False),
         _torch_int8("torchscript/qnnpack", "exact on any x86; full-range depthwise weights", None, True),
         Target(
+            name="executorch",
+            kinds=XNNPACK_KINDS,
+            activation_bits=UINT8_ACTIVATIONS,
+            weight_bits=INT8_WEIGHTS,
+            float_logits=False,
+            note="XNNPACK: int8 activations, int8 weights per channel, int32 biases, in one delegate",
+            conv_dims=frozenset({1, 2}),
+            pools_keep_grid=True,
+            counts_padding=True,
+            open_sizes=False,
+        ),
+        _litert("litert", "int8 activations and weights, int32 biases; one file, exact with both engines", False),
+        _litert("litert/xnnpack", "the XNNPACK delegate, which is the default", True),
+        _litert("litert/builtin", "LiteRT's own kernels", False),
+        Target(
             name="openvino",
             kinds=OPENVINO_KINDS,
             activation_bits=UINT8_ACTIVATIONS,
@@ -168,16 +186,13 @@ TARGETS: Mapping[str, Target] = {
             broadcasts=False,
             open_sizes=False,
         ),
-        _litert("litert", "int8 activations and weights, int32 biases; one file, exact with both engines", False),
-        _litert("litert/xnnpack", "the XNNPACK delegate, which is the default", True),
-        _litert("litert/builtin", "LiteRT's own kernels", False),
     )
 }
 
 PORTABLE = ("onnxruntime", "torchscript")
 """The target "portable": every runtime whose arithmetic is known exactly."""
 
-PLANNED = ("executorch", "aoti")
+PLANNED = ("aoti",)
 
 
 def runtime_of(target: str) -> str:

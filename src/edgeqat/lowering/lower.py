@@ -15,7 +15,7 @@ from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.lowering import to_litert, to_onnx, to_openvino, to_torchscript
+from edgeqat.lowering import to_executorch, to_litert, to_onnx, to_openvino, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.own_target import check_follows
@@ -36,15 +36,16 @@ __all__ = ["lower"]
 SPELLINGS: Mapping[str, Callable[[QuantizedProgram, str | None], Spelling]] = {
     "onnxruntime": to_onnx.spell,
     "torchscript": to_torchscript.spell,
-    "openvino": to_openvino.spell,
+    "executorch": to_executorch.spell,
     "litert": to_litert.spell,
+    "openvino": to_openvino.spell,
 }
 """By runtime: a program and an engine to a model file."""
 
 BATCHES_TRIED = (1, 3)
 """Batches that a written file must take: neither is that of the example it was written with, which is 2."""
 
-VERSIONS_KEPT = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino")
+VERSIONS_KEPT = ("torch", "onnx", "onnxruntime", "onnxscript", "executorch", "ai-edge-litert", "openvino")
 
 
 def lower(
@@ -60,8 +61,8 @@ def lower(
 
     Args:
         program: What `convert` returned.
-        runtime: "onnxruntime", "torchscript", or "torchscript/ENGINE" for a file of one engine; or the YAML file of a
-            target of your own, which gets an ONNX file in QDQ form.
+        runtime: "onnxruntime", "torchscript", "executorch", or "torchscript/ENGINE" for a file of one engine; or the
+            YAML file of a target of your own, which gets an ONNX file in QDQ form.
         out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
         preprocessing: What the manifest says of mean, std, layout and labels; of an input that takes pixels, neither

@@ -51,7 +51,7 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
     """Loads a model file.
 
     Args:
-        runtime: "onnxruntime", "torchscript", "openvino" or "litert".
+        runtime: "onnxruntime", "torchscript", "executorch", "litert" or "openvino".
         path: The model file.
         engine: The runtime's engine, as the manifest names it.
         threads: Threads within an op.
@@ -69,12 +69,16 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
         from edgeqat.lowering.torchscript_session import TorchScriptSession
 
         return TorchScriptSession(path, engine, threads, taps)
-    if runtime == "openvino":
-        from edgeqat.lowering.openvino_session import OpenVinoSession
+    if runtime == "executorch":
+        from edgeqat.lowering.executorch_session import ExecutorchSession
 
-        return OpenVinoSession(path, engine, threads, taps)
+        return ExecutorchSession(path, engine, threads, taps)
     if runtime == "litert":
         from edgeqat.lowering.litert_session import LiteRTSession
 
         return LiteRTSession(path, engine, threads, taps)
-    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript, openvino or litert")
+    if runtime == "openvino":
+        from edgeqat.lowering.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, engine, threads, taps)
+    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript, executorch, litert or openvino")

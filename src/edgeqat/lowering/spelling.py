@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Spelling"]
+from edgeqat.program import QuantizedProgram
+
+__all__ = ["Spelling", "payload_bytes"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,14 @@ class Spelling:
     runtime_ops: Mapping[str, int]
     taps: bytes
     unseen: frozenset[str] = frozenset()
+
+
+def payload_bytes(program: QuantizedProgram) -> int:
+    """Bytes of weights and biases: int8 and float32 where quantized, as they are in float islands."""
+    total = sum(const.data.numel() for const in program.consts.values() if const.data is not None)
+    for op in program.ops:
+        if op.bias is not None:
+            total += 4 * op.bias.numel()
+        if op.body is not None:
+            total += sum(p.numel() * p.element_size() for p in op.body.parameters())
+    return total

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PlanError
 from edgeqat.lowering.engine import fastest_engine
-from edgeqat.lowering.spelling import Spelling
+from edgeqat.lowering.spelling import Spelling, payload_bytes
 from edgeqat.lowering.torchscript_island import traceable_island
 from edgeqat.lowering.torchscript_lookup import Kernel, kernels_of, look_up
 from edgeqat.op_attrs import (
@@ -94,7 +94,7 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         data=data,
         engine=chosen,
         arithmetics=tuple(sorted(exact, key=lambda name: name != chosen)),
-        payload_bytes=_payload_bytes(program),
+        payload_bytes=payload_bytes(program),
         runtime_ops=Counter(tensor_kinds(frozen.graph)),
         taps=module.taps(),
     )
@@ -133,17 +133,6 @@ def _check_planned(program: QuantizedProgram, target: str) -> None:
                 found = f"{op.name} has depthwise weights beyond +-{rule.depthwise_limit}"
     if found is not None:
         raise PlanError(f"the program was not planned for {target} ({found}); name it among the targets of prepare")
-
-
-def _payload_bytes(program: QuantizedProgram) -> int:
-    """Bytes of weights and biases: int8 and float32 where quantized, as they are in float islands."""
-    total = sum(const.data.numel() for const in program.consts.values() if const.data is not None)
-    for op in program.ops:
-        if op.bias is not None:
-            total += 4 * op.bias.numel()
-        if op.body is not None:
-            total += sum(p.numel() * p.element_size() for p in op.body.parameters())
-    return total
 
 
 class _Program(nn.Module):

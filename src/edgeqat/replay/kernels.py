@@ -13,8 +13,9 @@ EXACT_ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 ENGINES = {
     "onnxruntime": ("CPUExecutionProvider",),
     "torchscript": EXACT_ENGINES,
-    "openvino": ("CPU",),
+    "executorch": ("xnnpack",),
     "litert": ("xnnpack", "builtin"),
+    "openvino": ("CPU",),
 }
 """By runtime: the engines that a manifest may name."""
 
@@ -67,9 +68,9 @@ def torchscript_here(engine: str) -> str | None:
     return engine if engine in exact else None
 
 
-def openvino_here(engine: str) -> str | None:
-    """OpenVINO picks other kernels without AVX512-VNNI, and with AMX, which were not compared."""
-    return "openvino/x86" if is_x86() and "avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags() else None
+def executorch_here(engine: str) -> str | None:
+    """XNNPACK's kernels compute alike on every x86."""
+    return "xnnpack" if is_x86() and engine in ("", "xnnpack") else None
 
 
 def litert_here(engine: str) -> str | None:
@@ -78,10 +79,16 @@ def litert_here(engine: str) -> str | None:
     return f"litert/{engine or 'xnnpack'}" if is_x86() and engine in known else None
 
 
+def openvino_here(engine: str) -> str | None:
+    """OpenVINO picks other kernels without AVX512-VNNI, and with AMX, which were not compared."""
+    return "openvino/x86" if is_x86() and "avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags() else None
+
+
 KERNELS: dict[str, Callable[[str], str | None]] = {
     "onnxruntime": onnxruntime_here,
     "torchscript": torchscript_here,
-    "openvino": openvino_here,
+    "executorch": executorch_here,
     "litert": litert_here,
+    "openvino": openvino_here,
 }
 """By runtime: an engine to the arithmetic of its kernels here."""

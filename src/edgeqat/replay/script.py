@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeqat.replay import run_litert, run_onnxruntime, run_openvino, run_torchscript
+from edgeqat.replay import run_executorch, run_litert, run_onnxruntime, run_openvino, run_torchscript
 from edgeqat.replay.compare import Replay, replay_with
 from edgeqat.replay.runner import Runner
 
@@ -15,8 +15,9 @@ __all__ = ["RUNNERS", "probe_script", "replay", "verify_script"]
 RUNNERS: Mapping[str, Runner] = {
     "onnxruntime": Runner(run_onnxruntime.run, run_onnxruntime.start),
     "torchscript": Runner(run_torchscript.run, run_torchscript.start),
-    "openvino": Runner(run_openvino.run, run_openvino.start),
+    "executorch": Runner(run_executorch.run, run_executorch.start),
     "litert": Runner(run_litert.run, run_litert.start),
+    "openvino": Runner(run_openvino.run, run_openvino.start),
 }
 """By runtime: what runs its files."""
 

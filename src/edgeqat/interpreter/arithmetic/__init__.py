@@ -11,6 +11,7 @@ from edgeqat.interpreter.arithmetic.onnxruntime import OnnxRuntimeX86, OnnxRunti
 from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
 from edgeqat.interpreter.arithmetic.openvino import OpenVinoX86
 from edgeqat.interpreter.arithmetic.torchscript import X86, Fbgemm, Onednn, Qnnpack
+from edgeqat.interpreter.arithmetic.xnnpack import Xnnpack
 from edgeqat.machine import arithmetic_here
 
 __all__ = ["ARITHMETICS", "Arithmetic", "resolve_arithmetic"]
@@ -23,9 +24,10 @@ _KNOWN: tuple[Arithmetic, ...] = (
     Onednn(),
     X86(),
     Qnnpack(),
-    OpenVinoX86(),
+    Xnnpack(),
     LiteRTXnnpack(),
     LiteRTBuiltin(),
+    OpenVinoX86(),
 )
 
 ARITHMETICS: Mapping[str, Arithmetic] = {a.name: a for a in _KNOWN}
