@@ -14,7 +14,7 @@ __all__ = ["resolve_targets", "targets"]
 
 def targets() -> dict[str, str]:
     """The runtimes a plan can be made for, each with what it allows."""
-    return {name: target.note for name, target in TARGETS.items()} | {"portable": " and ".join(PORTABLE)}
+    return {name: target.note for name, target in TARGETS.items()} | {"portable": ", ".join(PORTABLE)}
 
 
 def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:

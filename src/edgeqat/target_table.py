@@ -189,8 +189,12 @@ TARGETS: Mapping[str, Target] = {
     )
 }
 
-PORTABLE = ("onnxruntime", "torchscript")
-"""The target "portable": every runtime whose arithmetic is known exactly."""
+PORTABLE = ("onnxruntime", "torchscript", "executorch", "litert")
+"""The target "portable": one program for every runtime whose arithmetic is known exactly for most ops.
+
+OpenVINO takes such a program too, and is exact where it has convolutions, linear layers, sums and pools alone; it is
+not among them because products and concatenations would then be float everywhere.
+"""
 
 PLANNED = ("aoti",)
 
