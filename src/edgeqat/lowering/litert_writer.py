@@ -78,12 +78,14 @@ class Writer:
     Attributes:
         program: What is written.
         stored: By value: the tensor that holds it.
+        pixels: By input: the uint8 tensor that is given in its place.
         operators: Names of the ops that were written, in order.
     """
 
     def __init__(self, program: QuantizedProgram) -> None:
         self.program, self.schema = program, import_schema()
         self.stored: dict[str, Stored] = {}
+        self.pixels: dict[str, int] = {}
         self.operators: list[str] = []
         self.payload_bytes = 0
         self._tensors: list[Any] = []
@@ -105,6 +107,15 @@ class Writer:
             scale, zero_point = grid.per_tensor()
             made.quantization = self.quantization([scale], [zero_point - INT8_SHIFT])
         return len(self._tensors) - 1
+
+    def take_pixels(self, name: str) -> None:
+        """Makes an input that has a grid a uint8 one; QUANTIZE takes 128 away, since the scales are the same."""
+        value, grid = self.program.values[name], self.program.grid_of(name)
+        self.pixels[name] = self.tensor(value.shape, grid, f"{name}:pixels")
+        made = self._tensors[self.pixels[name]]
+        scale, zero_point = grid.per_tensor()
+        made.type, made.quantization = self.schema.TensorType.UINT8, self.quantization([scale], [zero_point])
+        self.op("QUANTIZE", [self.pixels[name]], [self.stored[name].index])
 
     def constant(self, data: Array, quantization: Any = None) -> int:
         """A constant tensor; equal ones without a grid are one."""
@@ -252,7 +263,7 @@ class Writer:
         import flatbuffers
 
         schema, program = self.schema, self.program
-        inputs = [self.stored[name].index for name in program.inputs]
+        inputs = [self.pixels.get(name, self.stored[name].index) for name in program.inputs]
         outputs = [self.plain(name) for name in program.outputs]
         graph = schema.SubGraphT()
         graph.tensors, graph.operators = self._tensors, self._ops

@@ -115,6 +115,8 @@ class _Speller:
     def data(self) -> bytes:
         for name in self.program.inputs:
             self.writer.make(name, range(len(self.program.values[name].shape)))
+            if self.program.values[name].grid is not None:
+                self.writer.take_pixels(name)
         for op in self.program.ops:
             self._op(op)
         return self.writer.model()
