@@ -68,9 +68,9 @@ def test_every_engine_takes_pixels(engine: str, program: eq.QuantizedProgram, tm
     assert eq.verify(artifact, program, [images(32, 2)], engine=engine).bit_identical == 1.0
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "litert"])
+@pytest.mark.parametrize("runtime", ["executorch", "openvino", "litert"])
 def test_runtimes_that_store_them_otherwise(runtime: str, tmp_path: Path) -> None:
-    """LiteRT's integers are 128 less: its file takes the pixels, and one op takes 128 away."""
+    """Integers of ExecuTorch and LiteRT are 128 less: their files take the pixels, and take 128 away first."""
     program = converted(SmallNet(), runtime)
     artifact = eq.lower(program, runtime, tmp_path / "a")
     found = eq.verify(artifact, program, [images(32, 2), images(3, 3)])

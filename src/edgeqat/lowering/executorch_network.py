@@ -58,6 +58,8 @@ class Network(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         env = dict(zip(self.program.inputs, inputs, strict=True))
+        for name in [name for name in env if self.program.values[name].grid is not None]:  # pixels
+            env[name] = (env[name].to(torch.int16) - SHIFT).to(torch.int8)
         for part, delegate, name in self.steps:
             if delegate is not None:
                 if not delegate.outputs:
