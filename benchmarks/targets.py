@@ -13,8 +13,8 @@ from edgeqat.target_table import ALL_KINDS, PORTABLE, TARGETS, Target
 
 HEAD = """# Targets
 
-What each target takes, as `src/edgeqat/target_table.py` has it; written by `python benchmarks/targets.py`. A plan keeps
-to the rules of every target it is made for. `portable` is {portable}, in one program.
+What each target takes, as `src/edgeqat/target_table.py` has it; written by `python benchmarks/targets.py`. A plan
+keeps to the rules of every target it is made for. `portable` is {portable}, in one program.
 
 All take activations of 8 bits with one scale and zero point a tensor, and weights of 2 to 8 bits, symmetric, with a
 scale for each channel or one for all; biases are int32 at s_x * s_w.

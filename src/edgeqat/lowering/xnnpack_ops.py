@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -133,15 +133,7 @@ def convolve2d(
     )
     stride, dilation = _of_image(a.stride, 1), _of_image(a.dilation, 1)
     added = _of_image(a.output_padding if isinstance(a, ConvTransposeAttrs) else (0, 0), 0)
-    if isinstance(a, ConvAttrs) and data.shape[1] == 1:
-        weight = graph.weights(data.permute(1, 2, 3, 0), scale, 3, CHANNELWISE_INT8)
-        make = graph.schema.XNNDepthwiseConv2d
-    elif isinstance(a, ConvAttrs):
-        weight = graph.weights(data.permute(0, 2, 3, 1), scale, 0, CHANNELWISE_INT8)
-        make = graph.schema.XNNConv2d
-    else:
-        weight = graph.weights(data.permute(1, 2, 3, 0), scale, 0, CHANNELWISE_INT8)
-        make = graph.schema.XNNConvTranspose2d
+    make, weight = _kernel(graph, a, data, scale)
     node = make(
         padding_top=top,
         padding_right=right,
@@ -166,6 +158,18 @@ def convolve2d(
     )
     graph.node(node)
     return y
+
+
+def _kernel(
+    graph: Graph, attrs: ConvAttrs | ConvTransposeAttrs, data: torch.Tensor, scale: torch.Tensor
+) -> tuple[Any, int]:
+    """The kind of node of a conv, and the number of its weights in the order that it takes them in."""
+    if isinstance(attrs, ConvTransposeAttrs):
+        weight = graph.weights(data.permute(1, 2, 3, 0), scale, 0, CHANNELWISE_INT8)
+        return graph.schema.XNNConvTranspose2d, weight
+    if data.shape[1] == 1:
+        return graph.schema.XNNDepthwiseConv2d, graph.weights(data.permute(1, 2, 3, 0), scale, 3, CHANNELWISE_INT8)
+    return graph.schema.XNNConv2d, graph.weights(data.permute(0, 2, 3, 1), scale, 0, CHANNELWISE_INT8)
 
 
 def _of_image(given: Sequence[T], missing: T) -> list[T]:
