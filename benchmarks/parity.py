@@ -1,77 +1,110 @@
-"""Bit-identity of the INT8 artifacts of finished runs, on every runtime and every engine.
+"""Bit-identity of INT8 artifacts on every runtime and engine, over CIFAR-10 test images.
 
-    python benchmarks/parity.py RUN [RUN ...] [--samples 10000] [--engine-samples 2000]
+    python benchmarks/parity.py --data CIFAR10 --weights FOLDER [--models resnet20 ...] [--runtimes onnxruntime ...]
+                                [--samples 10000] [--engine-samples 2000] [--single-samples 500]
 
-For batch 1 and batch 128: the runtime's outputs against the integer reference and against the simulation in exact
-mode; and once, every value with a grid inside the network against the reference. ONNX Runtime over `--samples` test
-images, TorchScript over `--engine-samples` for each of its engines.
+Each model of the zoo is calibrated, not trained, planned for each runtime alone, and lowered. Printed, over the test
+images in batches of 128: the runtime's logits against the integer reference and every value inside against it, its
+predictions, and top-1; over the first `--single-samples` of them, at batch 1, its logits against the simulation in
+exact mode. The main engine of each runtime takes `--samples` images, the other engines `--engine-samples`. --data is
+a recipe's data.source; --weights a folder with MODEL-cifar10-float.safetensors, without one weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import edgeqat as eq
-from common import OpenedRun, open_run, print_machine
-from edgeqat.replay.kernels import EXACT_ENGINES
+from common import print_machine
+from edgeqat.data.batches import Batches
+from edgeqat.data.dataset import Dataset
+from edgeqat.data.sources import load
+from edgeqat.machine import arithmetic_here, installed_runtimes
+from edgeqat.replay.kernels import ENGINES
+from runtimes import MODELS, build
 
-BATCHES = (1, 128)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Those that the float weights were trained with."""
+
+CALIBRATION_N = 512
+BATCH = 128
 
 
-def compare(
-    run: OpenedRun, artifact: eq.Artifact, engine: str | None, batch_size: int, n: int
-) -> tuple[int, int, int]:
-    """(outputs, those of them equal to the reference, those equal to exact mode)."""
-    program, session = eq.convert(run.sim), artifact.session(threads=1, engine=engine)
+def batches_of(data: Dataset, n: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first n test images with their labels."""
+    yield from Batches(data.test.take(torch.arange(n)), batch_size=size, mean=MEAN, std=STD)
+
+
+def top1(artifact: eq.Artifact, engine: str | None, data: Dataset, n: int) -> float:
+    """The share of n test images that an artifact classifies rightly."""
+    session = artifact.session(engine=engine)
+    right = sum(int((session.run([x])[0].argmax(1) == y).sum()) for x, y in batches_of(data, n, BATCH))
+    return right / n
+
+
+def exact_mode(sim: eq.SimulatedModel, artifact: eq.Artifact, engine: str | None, data: Dataset, n: int) -> str:
+    """How many logits of n images, one at a time, are those of the simulation in exact mode."""
     name = artifact.arithmetic(engine)
-    assert name is not None, "this machine's kernels have no known arithmetic"
-    outputs = to_reference = to_exact = 0
-    with run.sim.exact(name) as exact:
-        for inputs, _ in run.test_batches(batch_size, n):
-            found = session.run([inputs])[0]
-            to_exact += int((found == exact(inputs)).sum())
-            to_reference += int((found == eq.reference(program, inputs, name)).sum())
-            outputs += found.numel()
-    return outputs, to_reference, to_exact
+    if name is None or n == 0:
+        return "exact mode not compared"
+    session, equal, total = artifact.session(engine=engine), 0, 0
+    with sim.exact(name) as exact:
+        for x, _ in batches_of(data, n, 1):
+            found = session.run([x])[0]
+            equal, total = equal + int((found == exact(x)).sum()), total + found.numel()
+    return f"exact mode {equal} of {total} at batch 1"
 
 
-def report(run: OpenedRun, artifact: eq.Artifact, engine: str | None, n: int) -> None:
-    """Prints one line a batch size, and one for the values inside."""
-    head = f"{run.folder.name}, {artifact.runtime}" + (f"/{engine}" if engine else "")
-    for batch_size in BATCHES:
-        total, to_reference, to_exact = compare(run, artifact, engine, batch_size, n)
+def report(name: str, runtime: str, data: Dataset, options: argparse.Namespace, folder: Path) -> None:
+    """Prints a line for every engine of a runtime."""
+    model = build(name, options.weights)
+    calibration = [x for x, _ in Batches(data.calibration, batch_size=BATCH, mean=MEAN, std=STD)]
+    sim = eq.calibrate(eq.prepare(model, calibration[0], runtime), calibration).eval()
+    program = eq.convert(sim)
+    artifact = eq.lower(program, runtime, folder / runtime, golden_inputs=calibration[0][:16])
+    main = artifact.engine
+    engines = [main, *(e for e in ENGINES[runtime] if e != main and arithmetic_here(f"{runtime}/{e}") is not None)]
+    for engine in engines:
+        n = options.samples if engine == main and runtime != "torchscript" else options.engine_samples
+        images = (x for x, _ in batches_of(data, n, BATCH))
+        found = eq.verify(artifact, program, images, engine=engine)
+        inside = sum(value.n for value in found.values)
         print(
-            f"{head}: batch {batch_size}, {n} images, of {total} outputs {to_reference} equal the reference "
-            f"({100 * to_reference / total:.4f}%), {to_exact} exact mode ({100 * to_exact / total:.4f}%)",
+            f"{name}, {runtime}/{engine}: {n} images, {100 * found.bit_identical:.4f}% of logits those of "
+            f"{found.against}, agreement {100 * found.agreement:.2f}%; inside {inside} integers of "
+            f"{len(found.values)} values, off by steps {found.histogram}, {len(found.unseen)} values not to be seen; "
+            f"first difference {found.first_difference}; top-1 {100 * top1(artifact, engine, data, n):.2f}%; "
+            f"{exact_mode(sim, artifact, engine, data, options.single_samples)}",
             flush=True,
         )
-    found = eq.verify(artifact, eq.convert(run.sim), run.test_batches(128, n).inputs(), engine=engine)
-    print(
-        f"{head}: every value inside, {found.n} images: largest error {found.max_error_steps} steps, "
-        f"first difference {found.first_difference}",
-        flush=True,
-    )
 
 
 def main() -> None:
-    """Every run, runtime and engine."""
+    """Every model and runtime."""
+    here = [name for name, version in installed_runtimes().items() if version is not None]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--runtimes", nargs="+", choices=here, default=here)
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--engine-samples", type=int, default=2000)
+    parser.add_argument("--single-samples", type=int, default=500)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
     print_machine(torch.get_num_threads())
-    for folder in options.runs:
-        run = open_run(folder)
-        for runtime, artifact in run.artifacts.items():
-            if runtime == "onnxruntime":
-                report(run, artifact, None, options.samples)
-                continue
-            for engine in EXACT_ENGINES:
-                report(run, artifact, engine, options.engine_samples)
+    data = load(options.data, image_size=32, mean=MEAN, std=STD, calibration_n=CALIBRATION_N)
+    for name in options.models:
+        for runtime in options.runtimes:
+            with tempfile.TemporaryDirectory() as folder:
+                report(name, runtime, data, options, Path(folder))
 
 
 if __name__ == "__main__":
