@@ -131,18 +131,20 @@ def test_quantize(draw: Generator, tmp_path: Path) -> None:
 def weighted(
     kind: Kind, attrs: Attrs, shape: Shape, result: Shape, weight: Shape, outputs: int, draw: Generator, bias: bool
 ) -> Case:
-    """Every other accumulator is on a tie of the output grid, up to a nudge."""
-    x = drawn(draw)
-    # A power of two of its own for each channel, near the size of the sums: products of scales and steps stay on ties.
-    scales = 2.0 ** torch.randint(-9, -6, (outputs,), generator=draw).float()
-    y = halved([x], 2.0 ** integer(draw, -3, 1) * 2, draw)
-    integers_ = torch.randint(-127, 128, weight, generator=draw)
-    b = torch.randint(-4000, 4000, (outputs,), generator=draw, dtype=torch.int32) if bias else None
-    program = one_op(kind, attrs, [shape], [x], result, y, integers_, nudged(scales, draw), b)
+    """Accumulators are small, and every other one, or every 16th, or 64th of three, is on a tie, up to a nudge."""
+    x, y = drawn(draw), drawn(draw)
+    s_x, s_y = x.filled()[0], y.filled()[0]
+    factor = torch.tensor([2.0, 16.0, 32.0 / 3.0])[torch.randint(0, 3, (outputs,), generator=draw)]
+    scales = nudged(s_y / (s_x * factor), draw)
+    integers_ = torch.randint(-3, 4, weight, generator=draw)
+    b = torch.randint(-90, 90, (outputs,), generator=draw, dtype=torch.int32) if bias else None
+    program = one_op(kind, attrs, [shape], [x], result, y, integers_, scales, b)
     if kind is Kind.CONV_TRANSPOSE:
         const = program.consts["w"]
         program = replace(program, consts={"w": replace(const, grid=replace(const.grid, axis=1))})
-    return program, [integers(x, shape, draw)]
+    zero_point = int(x.filled()[1])
+    near = torch.randint(max(0, zero_point - 9), min(256, zero_point + 10), (2, *shape), generator=draw)
+    return program, [on_grid(x, near)]
 
 
 CONVS: list[tuple[Kind, Attrs, Shape, Shape, Shape, int]] = [
@@ -169,6 +171,20 @@ def test_convs_and_linear_layers(draw: Generator, tmp_path: Path) -> None:
     check([weighted(*conv, draw, bias) for conv in CONVS for bias in (True, False)], tmp_path)
 
 
+def test_accumulators_of_full_range(draw: Generator, tmp_path: Path) -> None:
+    cases: list[Case] = []
+    for groups in (1, 1200):
+        x, y = grid(0.02, 0), grid(0.9, 0)
+        weight = torch.full((1200 if groups > 1 else 4, 1200 // groups, 3, 3), 127)
+        bias = torch.full((len(weight),), 2**21, dtype=torch.int32)
+        scale = torch.full((len(weight),), 2.0**-12 / groups**0.5)
+        shape = (1200, 4, 4)
+        attrs = ConvAttrs((1, 1), ((1, 1), (1, 1)), (1, 1), groups)
+        program = one_op(Kind.CONV, attrs, [shape], [x], (len(weight), 4, 4), y, weight, scale, bias)
+        cases.append((program, [integers(x, shape, draw)]))
+    check(cases, tmp_path)
+
+
 SHAPES: list[tuple[Shape, Shape]] = [
     ((4099,), (4099,)),
     ((6, 9, 8), (6, 9, 8)),
@@ -192,6 +208,15 @@ def test_sums_and_products(kind: Kind, draw: Generator, tmp_path: Path) -> None:
         result = torch.broadcast_shapes(*shapes)
         program = one_op(kind, attrs, shapes, [a, b], result, y)  # type: ignore[arg-type]
         cases.append((program, [integers(g, shape, draw) for g, shape in zip((a, b), shapes, strict=True)]))
+    for _ in range(4):  # all pairs, on scales without a common measure
+        a, b = drawn(draw), drawn(draw)
+        s_a, s_b = a.filled()[0], b.filled()[0]
+        reach = s_a + s_b if kind is Kind.ADD else s_a * s_b * 100
+        y = grid(float(reach) * uniform(draw, 0.4, 1.1), integer(draw, 0, 256))
+        pairs = torch.cartesian_prod(torch.arange(256), torch.arange(256))
+        attrs = AddAttrs() if kind is Kind.ADD else MulAttrs()
+        program = one_op(kind, attrs, [(32768,)] * 2, [a, b], (32768,), y)
+        cases.append((program, [on_grid(g, pairs[:, i].reshape(2, -1)) for i, g in enumerate((a, b))]))
     check(cases, tmp_path)
 
 
@@ -212,21 +237,30 @@ def test_concatenations(draw: Generator, tmp_path: Path) -> None:
 
 def test_average_pools(draw: Generator, tmp_path: Path) -> None:
     cases: list[Case] = []
-    for size in ((2, 2), (4, 4), (8, 8), (5, 7), (7, 7), (16, 3), (1, 1)):
-        for _ in range(3):
+    # What rounds sums of 98, 82, 94 and 110 elements is off the half by some units in the last place.
+    plain, inexact = ((2, 2), (4, 4), (8, 8), (5, 7), (7, 7), (16, 3), (1, 1)), ((7, 14), (2, 41), (2, 47), (10, 11))
+    for size, draws in [(size, 2) for size in plain] + [(size, 6) for size in inexact]:
+        for _ in range(draws):
             x = drawn(draw)
-            # Integers around one value, so that sums of even counts are often halves and none is clamped.
-            near = integer(draw, 20, 236) + torch.randint(-3, 4, (2, 37, *size), generator=draw)
-            program = one_op(Kind.AVERAGE_POOL, AveragePoolAttrs(), [(37, *size)], [x], (37, 1, 1), x)
+            # Integers around a half, so that many sums of even counts are halves and none is clamped.
+            middle = torch.randint(20, 236, (2, 67, 1, 1), generator=draw)
+            near = middle + torch.randint(0, 2, (2, 67, *size), generator=draw)
+            program = one_op(Kind.AVERAGE_POOL, AveragePoolAttrs(), [(67, *size)], [x], (67, 1, 1), x)
             cases.append((program, [on_grid(x, near)]))
-    for attrs, result in (
-        (AveragePoolAttrs((2, 2), (2, 2), (0, 0)), (5, 4, 6)),
-        (AveragePoolAttrs((3, 3), (1, 1), (1, 1)), (5, 8, 12)),
-        (AveragePoolAttrs((4, 2), (2, 1), (1, 0)), (5, 4, 11)),
-    ):
-        x = drawn(draw)
-        program = one_op(Kind.AVERAGE_POOL, attrs, [(5, 8, 12)], [x], result, x)
-        cases.append((program, [integers(x, (5, 8, 12), draw)]))
+    windows: list[tuple[AveragePoolAttrs, Shape, int]] = [
+        (AveragePoolAttrs((2, 2), (2, 2), (0, 0)), (5, 4, 6), 2),
+        (AveragePoolAttrs((3, 3), (1, 1), (1, 1)), (5, 8, 12), 2),
+        (AveragePoolAttrs((4, 2), (2, 1), (1, 0)), (5, 4, 11), 2),
+        (AveragePoolAttrs((2, 5), (1, 1), (0, 0)), (5, 7, 8), 8),
+        (AveragePoolAttrs((6, 7), (1, 1), (3, 3)), (5, 9, 12), 8),
+    ]
+    for attrs, result, draws in windows:
+        for _ in range(draws):
+            x = drawn(draw)
+            middle = torch.randint(20, 236, (2, 5, 1, 1), generator=draw)
+            near = middle + torch.randint(0, 2, (2, 5, 8, 12), generator=draw)
+            program = one_op(Kind.AVERAGE_POOL, attrs, [(5, 8, 12)], [x], result, x)
+            cases.append((program, [on_grid(x, near)]))
     check(cases, tmp_path)
 
 
@@ -274,7 +308,7 @@ def test_tables(draw: Generator, tmp_path: Path) -> None:
         fixed = fixed_grid(function, 8)
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         y = grid((high - low) / 255, round(-low * 255 / (high - low))) if fixed is None else Grid(0, 255, None, *fixed)
-        for wrong in (0, 1):  # and a table that no kernel computes
+        for wrong in (0, 1) if function == "sigmoid" else (0,):  # and a table that no kernel computes
             program = one_op(Kind.LOOKUP, attrs, [(7, 5, 3)], [x], (7, 5, 3), y)
             table = table_of(attrs, x, y)
             table[130] ^= wrong

@@ -48,7 +48,8 @@ class LoadedExecutorch:
     """A model file in memory: the runtime reads from `data` for as long as it runs.
 
     Attributes:
-        module: The runtime's own object.
+        program: The runtime's own object.
+        method: What runs.
         data: Bytes of the file.
         batch: The largest batch that one call takes.
     """
@@ -59,8 +60,9 @@ class LoadedExecutorch:
 
         _C._threadpool_get_thread_count()  # makes the pool, which looks for files and tells of it
         self.data = data
-        self.module = _C._load_for_executorch_from_buffer(data)
-        sizes = self.module.method_meta("forward").input_tensor_meta(0).sizes()
+        self.program = _C._load_program_from_buffer(data)
+        self.method = self.program.load_method("forward")
+        sizes = self.method.method_meta().input_tensor_meta(0).sizes()
         self.batch = sizes[0] if sizes else 1
 
 
@@ -83,11 +85,11 @@ def call_executorch(loaded: LoadedExecutorch, inputs: list[Any]) -> list[Any]:
     The inputs are contiguous: the runtime would take a view of another order of memory for what it is not.
     """
     if len(inputs[0]) <= loaded.batch:
-        return list(loaded.module.forward(inputs))
+        return list(loaded.method.call(inputs))
     import torch
 
     starts = range(0, len(inputs[0]), loaded.batch)
-    parts = [loaded.module.forward([tensor[start : start + loaded.batch] for tensor in inputs]) for start in starts]
+    parts = [loaded.method.call([tensor[start : start + loaded.batch] for tensor in inputs]) for start in starts]
     return [torch.cat(found) for found in zip(*parts, strict=True)]
 
 
