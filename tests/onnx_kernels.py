@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -103,8 +104,9 @@ class Emulated:
         self._place.cleanup()
 
 
-PROCESSORS = ["here", *(arm_emulation.CPUS if arm_emulation.is_installed() else ())]
-"""Whose kernels the tests of single ops run."""
+EMULATED = arm_emulation.is_installed() and os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+PROCESSORS = ["here", *(arm_emulation.CPUS if EMULATED else ())]
+"""Whose kernels the tests of single ops run; emulated ones take minutes, so that they run at night."""
 
 current: list[Here | Emulated] = []
 """The kernels of the test that runs; the fixture `onnx_kernels` sets them."""

@@ -1,6 +1,7 @@
 """Artifact folders on 64-bit ARM, by emulation: verify.py as a device would run it.
 
-Single ops run there in test_onnxruntime_arithmetic.py and test_onnxruntime_elements.py.
+Single ops run there in test_onnxruntime_arithmetic.py and test_onnxruntime_elements.py, with
+HYPOTHESIS_PROFILE=nightly.
 """
 
 from __future__ import annotations
