@@ -35,7 +35,7 @@ def file_of(module: nn.Module, examples: tuple[Tensor, ...], has_floats: bool) -
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    exported = torch.export.export(module.eval(), examples, dynamic_shapes=_dynamic(len(examples)))
+    exported = torch.export.export(module.eval(), examples, dynamic_shapes=_dynamic([1] * len(examples)))
     config = EdgeCompileConfig(_check_ir_validity=False)
     if has_floats:
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], compile_config=config)
@@ -63,7 +63,9 @@ def delegate_module(data: bytes, constants: Any, inputs: Sequence[Located], outp
         torch.zeros((2 * found.sizes[0], *found.sizes[1:]), dtype=torch.float32 if found.grid is None else torch.int8)
         for found in inputs
     )
-    sizes = torch.export.export(_Sizes(inputs, outputs), examples, dynamic_shapes=_dynamic(len(inputs)))
+    sizes = torch.export.export(
+        _Sizes(inputs, outputs), examples, dynamic_shapes=_dynamic([found.sizes[0] for found in inputs])
+    )
     module: nn.Module = LoweredBackendModule(sizes, BACKEND, data, [], constants)
     return module
 
@@ -84,9 +86,10 @@ class _Sizes(nn.Module):
         )
 
 
-def _dynamic(inputs: int) -> Any:
+def _dynamic(multiples: Sequence[int]) -> Any:
+    """The first sizes of the inputs: so many times the batch."""
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    return (tuple({0: batch} for _ in range(inputs)),)
+    return (tuple({0: batch if n == 1 else n * batch} for n in multiples),)
 
 
 @contextmanager

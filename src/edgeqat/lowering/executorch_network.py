@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.executorch_file import delegate_module
 from edgeqat.lowering.executorch_parts import Delegate, Part, cut, spell_part
 from edgeqat.lowering.xnnpack_graph import SHIFT, Located
@@ -25,7 +27,8 @@ class Network(nn.Module):
         self.delegates: list[Delegate] = []
         self.steps: list[tuple[Part, Delegate | None, str]] = []
         self.has_floats = any(op.kind is Kind.FLOAT for op in program.ops)
-        self.located = {name: _as_is(program, name) for name in program.inputs}
+        self.shapes = _shapes(program)
+        self.located = {name: self._as_is(name) for name in program.inputs}
         for i, part in enumerate(self.parts):
             self._add(i, part)
         self.extra = list(dict.fromkeys(self._twin(name) for name in self.tapped))
@@ -46,7 +49,7 @@ class Network(nn.Module):
         (op,) = part.ops
         if op.body is not None:
             self.add_module(name, op.body)
-            self.located.update({output: _as_is(self.program, output) for output in op.outputs})
+            self.located.update({output: self._as_is(output) for output in op.outputs})
         else:
             data = self.program.consts[op.name].data
             assert data is not None
@@ -86,6 +89,11 @@ class Network(nn.Module):
         groups = (names for delegate in self.delegates for names in delegate.names)
         return next((names[0] for names in groups if name in names), name)
 
+    def _as_is(self, name: str) -> Located:
+        """A value that no XNNPACK graph made."""
+        shape = self.shapes[name]
+        return Located(-1, shape, tuple(range(len(shape))), self.program.values[name].grid)
+
     def examples(self) -> tuple[Tensor, ...]:
         """Inputs of a batch of 2, which torch.export does not take for a constant."""
         values = [self.program.values[name] for name in self.program.inputs]
@@ -93,7 +101,12 @@ class Network(nn.Module):
         return tuple(torch.zeros(size, dtype=value.dtype) for size, value in zip(sizes, values, strict=True))
 
 
-def _as_is(program: QuantizedProgram, name: str) -> Located:
-    value = program.values[name]
-    shape = tuple(1 if isinstance(size, str) else size for size in value.shape)
-    return Located(-1, shape, tuple(range(len(shape))), value.grid)
+def _shapes(program: QuantizedProgram) -> dict[str, tuple[int, ...]]:
+    """The sizes of every value for one sample: the program does not say how many times the batch one is."""
+    interpreter, env = Interpreter(program, ARITHMETICS["xnnpack"]), {}
+    for name in program.inputs:
+        value = program.values[name]
+        env[name] = torch.zeros([1 if isinstance(size, str) else size for size in value.shape], dtype=value.dtype)
+    for op in program.ops:
+        env.update(zip(op.outputs, interpreter.run_op(op, [env[name] for name in op.inputs]), strict=True))
+    return {name: tuple(tensor.shape) for name, tensor in env.items()}

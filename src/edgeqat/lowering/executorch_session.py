@@ -21,6 +21,7 @@ from edgeqat.replay.run_executorch import (
     read_taps,
     set_executorch_threads,
     tapped_model,
+    taps_header,
 )
 
 __all__ = ["ExecutorchSession"]
@@ -78,7 +79,8 @@ class ExecutorchSession:
             feed = self.feed(inputs)
             self._tapped = self._tapped or load_executorch(tapped_model(self._taps))
             twins = call_executorch(self._tapped, feed)[: len(outputs)]
-            if not all(torch.equal(a, b) for a, b in zip(outputs, twins, strict=True)):
+            same = all(torch.equal(a, b) for a, b in zip(outputs, twins, strict=True))
+            if taps_header(self._taps)["exact"] and not same:
                 raise EdgeqatError("the file for executorch and its twin with more outputs disagree; lower it again")
             return outputs, read_taps(self._tapped, self._taps, feed)
 

@@ -90,5 +90,6 @@ def _taps(program: QuantizedProgram, names: Sequence[str], nodes: frozenset[str]
         # Found by the sizes in memory, then turned into the program's order.
         dims = [located.order.index(dim) for dim in range(len(located.order))]
         described.append([name, at, [-1, *located.sizes[1:]], dims])
-    header = json.dumps(described).encode()
+    # Float islands may be cut in another way there, and then differ in last bits.
+    header = json.dumps({"exact": not network.has_floats, "values": described}).encode()
     return len(header).to_bytes(TAPS_HEADER, "little") + header + data

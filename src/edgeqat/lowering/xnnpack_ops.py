@@ -94,11 +94,11 @@ def _convolve(graph: Graph, program: QuantizedProgram, op: Op, x: Located, grid:
     shape = program.values[op.name].shape
     bias = _bias(graph, program, op, scale)
     if data.dim() == 4:
-        return convolve2d(graph, op, x, data, scale, bias, (1, *map(int, shape[1:])), grid)
+        return convolve2d(graph, op, x, data, scale, bias, (x.shape[0], *map(int, shape[1:])), grid)
     n, channels, length = x.shape
     image = reshaped(graph, in_order(graph, x, (0, 2, 1)), (n, channels, 1, length), CHANNELS_LAST)
-    y = convolve2d(graph, op, image, data[:, :, None], scale, bias, (1, int(shape[1]), 1, int(shape[2])), grid)
-    return reshaped(graph, y, (1, int(shape[1]), int(shape[2])), (0, 2, 1))
+    y = convolve2d(graph, op, image, data[:, :, None], scale, bias, (n, int(shape[1]), 1, int(shape[2])), grid)
+    return reshaped(graph, y, (n, int(shape[1]), int(shape[2])), (0, 2, 1))
 
 
 def convolve2d(

@@ -70,4 +70,4 @@ def spell_shortcut(graph: Graph, shortcut: Shortcut, x: Located, grid: Grid) -> 
     weight[front + torch.arange(channels), torch.arange(channels)] = 1
     sizes = (-(-size // step) for size, step in zip(x.shape[2:], shortcut.stride, strict=True))
     conv = Op(Kind.CONV, (), ("shortcut",), ConvAttrs(shortcut.stride, ((0, 0), (0, 0)), (1, 1), 1))
-    return convolve2d(graph, conv, x, weight, torch.ones(len(weight)), ABSENT, (1, len(weight), *sizes), grid)
+    return convolve2d(graph, conv, x, weight, torch.ones(len(weight)), ABSENT, (x.shape[0], len(weight), *sizes), grid)

@@ -103,12 +103,22 @@ def tapped_model(taps: bytes) -> bytes:
     return taps[TAPS_HEADER + int.from_bytes(taps[:TAPS_HEADER], "little") :]
 
 
+def taps_header(taps: bytes) -> dict[str, Any]:
+    """The description before a file with more outputs.
+
+    "values": name, output, sizes in memory and order of dimensions of each; "exact": whether its other outputs are
+    those of the shipped file, to the bit.
+    """
+    size = int.from_bytes(taps[:TAPS_HEADER], "little")
+    found: dict[str, Any] = json.loads(taps[TAPS_HEADER : TAPS_HEADER + size])
+    return found
+
+
 def read_taps(loaded: LoadedExecutorch, taps: bytes, inputs: list[Any]) -> dict[str, Any]:
     """The integers of the values inside, uint8, each in the program's order of dimensions."""
-    size = int.from_bytes(taps[:TAPS_HEADER], "little")
     found = call_executorch(loaded, inputs)
     values: dict[str, Any] = {}
-    for name, at, shape, dims in json.loads(taps[TAPS_HEADER : TAPS_HEADER + size]):
+    for name, at, shape, dims in taps_header(taps)["values"]:
         stored = found[at].reshape(shape).permute(dims).contiguous()
         values[name] = (stored.short() + 128).byte()  # activations are stored 128 less
     return values
