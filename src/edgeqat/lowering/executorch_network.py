@@ -11,6 +11,7 @@ from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering.executorch_file import delegate_module
 from edgeqat.lowering.executorch_parts import Delegate, Part, cut, spell_part
+from edgeqat.lowering.float_shortcut import with_shortcut_convs
 from edgeqat.lowering.xnnpack_graph import SHIFT, Located
 from edgeqat.program import BATCH_DIM, Kind, QuantizedProgram
 
@@ -48,7 +49,7 @@ class Network(nn.Module):
             return
         (op,) = part.ops
         if op.body is not None:
-            self.add_module(name, op.body)
+            self.add_module(name, with_shortcut_convs(op.body))
             self.located.update({output: self._as_is(output) for output in op.outputs})
         else:
             data = self.program.consts[op.name].data

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeqat.lowering.shortcut import Shortcut, find_shortcuts
 from edgeqat.lowering.xnnpack_graph import Graph, Located
 from edgeqat.lowering.xnnpack_ops import spell_op
-from edgeqat.lowering.xnnpack_shortcut import Shortcut, find_shortcuts, spell_shortcut
+from edgeqat.lowering.xnnpack_shortcut import spell_shortcut
 from edgeqat.program import Kind, Op, QuantizedProgram
 
 __all__ = ["Delegate", "Part", "cut", "spell_part"]

@@ -23,6 +23,7 @@ from torch import Tensor
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
 from edgeqat.interpreter.arithmetic.litert import LiteRTXnnpack
 from edgeqat.interpreter.run import Interpreter
+from edgeqat.lowering.float_shortcut import with_shortcut_convs
 from edgeqat.lowering.litert_writer import Array, Stored, Writer
 from edgeqat.program import Kind, Op, QuantizedProgram
 
@@ -73,7 +74,9 @@ class Islands:
         sizes, call = _examples(self._program, batch), litert_torch
         for op in self._ops:
             assert op.body is not None
-            call = call.signature(self._key(op), op.body, tuple(sizes[name] for name in op.inputs))
+            call = call.signature(
+                self._key(op), with_shortcut_convs(op.body), tuple(sizes[name] for name in op.inputs)
+            )
         try:
             with _quiet():
                 data = call.convert().model_content()

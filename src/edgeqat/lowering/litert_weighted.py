@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeqat.lowering.litert_writer import Array, Writer, sizes_of
+from edgeqat.lowering.shortcut import Shortcut
 from edgeqat.op_attrs import ConvAttrs
 from edgeqat.program import Op
 
-__all__ = ["CHANNELS_LAST", "SAME", "VALID", "convolution", "linear", "pad_for"]
+__all__ = ["CHANNELS_LAST", "SAME", "VALID", "convolution", "linear", "pad_for", "shortcut"]
 
 SAME, VALID = 0, 1
 """Padding, as the format numbers it."""
@@ -53,6 +54,20 @@ def convolution(writer: Writer, op: Op) -> None:
         writer.op("CONV_2D", [x, *_parameters(writer, op, data, 0)], [y], options)
     if flat:
         writer.op("RESHAPE", [y, writer.ints(*sizes_of(writer.shape_in(op.name, order)))], [result])
+
+
+def shortcut(writer: Writer, op: Op, found: Shortcut) -> None:
+    """Adds the conv that a padding of channels is together with the slices before it."""
+    order, grid = CHANNELS_LAST[4], writer.program.grid_of(op.name)
+    x, shape = writer.ordered(found.source, order), writer.shape_in(found.source, order)
+    data = np.ascontiguousarray(found.weight(int(shape[3])).numpy().transpose(0, 2, 3, 1))
+    scales, zeros = np.ones(len(data), np.float32), np.zeros(len(data), np.int64)
+    weight = writer.constant(data, writer.quantization(scales, zeros))
+    bias_scales = np.float32(grid.per_tensor()[0]) * scales
+    bias = writer.constant(np.zeros(len(data), np.int32), writer.quantization(bias_scales, zeros))
+    options = {"padding": VALID, "strideH": found.stride[0], "strideW": found.stride[1]}
+    ones = {"dilationHFactor": 1, "dilationWFactor": 1}
+    writer.op("CONV_2D", [x, weight, bias], [writer.make(op.name, order)], options | ones)
 
 
 def linear(writer: Writer, op: Op) -> None:

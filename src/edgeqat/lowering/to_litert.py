@@ -24,8 +24,9 @@ from edgeqat.interpreter.arithmetic.litert import ONE
 from edgeqat.lowering.litert_island import Islands
 from edgeqat.lowering.litert_lookup import look_up
 from edgeqat.lowering.litert_moving import move
-from edgeqat.lowering.litert_weighted import CHANNELS_LAST, convolution, linear, pad_for
+from edgeqat.lowering.litert_weighted import CHANNELS_LAST, convolution, linear, pad_for, shortcut
 from edgeqat.lowering.litert_writer import Stored, Writer, import_schema, sizes_of
+from edgeqat.lowering.shortcut import find_shortcuts
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.op_attrs import AveragePoolAttrs, ConcatAttrs
 from edgeqat.program import BATCH_DIM, Kind, Op, QuantizedProgram
@@ -63,6 +64,7 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
         payload_bytes=speller.writer.payload_bytes,
         runtime_ops=Counter(speller.writer.operators),
         taps=taps_of(program, speller.writer, data),
+        unseen=speller.unseen,
     )
 
 
@@ -94,7 +96,7 @@ def taps_of(program: QuantizedProgram, writer: Writer, data: bytes) -> bytes:
     """
     graph = import_schema().Model.GetRootAs(data, 0).Subgraphs(0)
     at = graph._tab.Pos + graph._tab.Offset(OUTPUTS_SLOT)
-    names = program.tapped()
+    names = [name for name in program.tapped() if name in writer.stored]
     indices = [writer.stored[name].index for name in names]
     listed = [*graph.OutputsAsNumpy().tolist(), *dict.fromkeys(indices)]
     start = -(-len(data) // 4) * 4
@@ -111,6 +113,14 @@ class _Speller:
 
     def __init__(self, program: QuantizedProgram) -> None:
         self.program, self.writer, self.islands = program, Writer(program), Islands(program)
+        reads = Counter(name for op in program.ops for name in op.inputs)
+        reads.update(program.outputs)
+        self.shortcuts = {
+            name: found
+            for name, found in find_shortcuts(program.ops).items()
+            if all(reads[inside] == 1 for inside in found.inside)
+        }
+        self.unseen = frozenset(name for found in self.shortcuts.values() for name in found.inside)
 
     def data(self) -> bytes:
         for name in self.program.inputs:
@@ -123,7 +133,11 @@ class _Speller:
 
     def _op(self, op: Op) -> None:
         w = self.writer
-        if op.kind is Kind.QUANTIZE or op.kind is Kind.DEQUANTIZE:
+        if op.name in self.unseen:
+            return
+        if op.name in self.shortcuts:
+            shortcut(w, op, self.shortcuts[op.name])
+        elif op.kind is Kind.QUANTIZE or op.kind is Kind.DEQUANTIZE:
             rank = range(len(self.program.values[op.name].shape))
             w.op(op.kind.name, [w.plain(op.inputs[0])], [w.make(op.name, rank)])
         elif op.kind is Kind.FLOAT:

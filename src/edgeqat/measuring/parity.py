@@ -79,7 +79,7 @@ class Parity:
                 else f"{len(self.values)} values inside: every integer equal"
             )
         if self.unseen:
-            lines.append(f"not looked at, as the runtime adds them unrounded: {', '.join(self.unseen)}")
+            lines.append(f"not looked at, as the runtime makes no integers of them: {', '.join(self.unseen)}")
         if self.first_difference is not None:
             lines.append(f"the first op that differs is {self.first_difference}")
         lines += [
