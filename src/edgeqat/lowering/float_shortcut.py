@@ -50,8 +50,8 @@ def _shortcut(node: fx.Node) -> Shortcut | None:
     """The shortcut that ends with a node, if it pads channels with zeros behind slices."""
     if node.target is not aten.pad.default or node.kwargs:
         return None
-    source, sides, mode, value = (*node.args, *("constant", None)[len(node.args) - 2 :])
-    if mode != "constant" or value not in (None, 0):
+    source, sides, *how = node.args
+    if how and (how[0] != "constant" or any(how[1:])):  # with another mode, or another number than zero
         return None
     if not isinstance(source, fx.Node) or not isinstance(sides, list) or len(sides) != 6 or any(sides[:4]):
         return None
