@@ -1,9 +1,10 @@
 """Does `verify` find and place a changed number? One scale by one unit in the last place, one weight, bias or zero
 point by one step, in an ONNX file whose hashes are not checked.
 
-    python benchmarks/mutations.py RUN [RUN ...] [--changes 100] [--images 1000]
+    python benchmarks/mutations.py --data CIFAR10 --weights FOLDER [--models resnet20 ...] [--changes 100]
+                                   [--images 1000]
 
-Every change that alters any integer inside, or any output, must be named at an op that reads the changed number.
+The models are calibrated and not trained; --data and --weights as in benchmarks/parity.py. Every change that alters any integer inside, or any output, must be named at an op that reads the changed number.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ import onnx.numpy_helper
 import torch
 
 import edgeqat as eq
-from common import open_run, print_machine
+from common import print_machine
+from edgeqat.data.batches import Batches
+from edgeqat.data.sources import load
 from edgeqat.lowering.qdq_cells import QdqGraph
 from edgeqat.signature import Batch
+from parity import BATCH, CALIBRATION_N, MEAN, STD, batches_of
+from runtimes import MODELS, build
 
 KINDS = ("scale", "zero point", "bias", "weight")
 
@@ -124,22 +129,28 @@ def judge(
 
 
 def main() -> None:
-    """Prints one block a run."""
+    """Prints one block a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["resnet20"])
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     print_machine(torch.get_num_threads())
-    for folder in options.runs:
-        run = open_run(folder)
-        artifact = run.artifacts["onnxruntime"]
-        batches = list(run.test_batches(250, options.images).inputs())
-        outcomes = judge(artifact, eq.convert(run.sim), draw(artifact.path, options.changes), batches)
+    data = load(options.data, image_size=32, mean=MEAN, std=STD, calibration_n=CALIBRATION_N)
+    calibration = [x for x, _ in Batches(data.calibration, batch_size=BATCH, mean=MEAN, std=STD)]
+    batches = [x for x, _ in batches_of(data, options.images, 250)]
+    for name in options.models:
+        sim = eq.calibrate(eq.prepare(build(name, options.weights), calibration[0]), calibration)
+        program = eq.convert(sim)
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = eq.lower(program, "onnxruntime", Path(folder) / name)
+            outcomes = judge(artifact, program, draw(artifact.path, options.changes), batches)
         altered = [outcome for outcome in outcomes if outcome.altered]
         kinds = Counter(outcome.change.kind for outcome in altered)
         print(
-            f"{folder.name}: {options.changes} changes on {options.images} images, {len(altered)} alter an integer or "
+            f"{name}: {options.changes} changes on {options.images} images, {len(altered)} alter an integer or "
             f"an output ({', '.join(f'{kind} {kinds[kind]}' for kind in KINDS)}); "
             f"{sum(outcome.at_its_op for outcome in altered)} of them are named at an op that reads the number"
         )

@@ -4,7 +4,7 @@ Every value with a grid is an int8 tensor, 128 less than its canonical integers;
 channel, biases int32. Images have their channels last inside the file, while its inputs and outputs are the model's
 own: float32, in the model's order of dimensions, so that the file takes the FP32 model's place. Facts this relies on:
 
-- QUANTIZE and DEQUANTIZE inside the file cost no more than the same on the host, and round the same;
+- QUANTIZE and DEQUANTIZE inside the file round as the same does on the host;
 - RESHAPE takes -1, and every other op follows its input, so that one file takes any batch;
 - an activation function is the clamp of the output's grid.
 """

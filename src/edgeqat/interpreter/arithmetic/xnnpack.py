@@ -12,7 +12,7 @@ Float32 unless said; rne is round half to even; z is the output's zero point; ev
     global pool   rne(fp32(sum c) * (1 / n) + (c_z - fp32(c_z * n) * (1 / n))), c = q - 128 and c_z = z - 128 as stored
     average pool  as conv, with weights of 1 at the scale 1 / n
 
-Its kernels for other instruction sets compute the same.
+LiteRT's delegate computes the same on 64-bit ARM, where it ran under emulation; ExecuTorch was not run there.
 """
 
 from __future__ import annotations
