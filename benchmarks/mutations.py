@@ -4,7 +4,8 @@ point by one step, in an ONNX file whose hashes are not checked.
     python benchmarks/mutations.py --data CIFAR10 --weights FOLDER [--models resnet20 ...] [--changes 100]
                                    [--images 1000]
 
-The models are calibrated and not trained; --data and --weights as in benchmarks/parity.py. Every change that alters any integer inside, or any output, must be named at an op that reads the changed number.
+The models are calibrated and not trained; --data and --weights as in benchmarks/parity.py. Every change that alters
+any integer inside, or any output, must be named at an op that reads the changed number.
 """
 
 from __future__ import annotations
