@@ -149,7 +149,8 @@ def test_doctor(command: CommandLine) -> None:
     ended = command("doctor")
     assert (ended.code, ended.err) == (0, "")
     heads = [line.split()[0] for line in ended.out.splitlines()]
-    assert heads == ["processor", "features", "onnxruntime", "torchscript", "openvino", "litert", "gpu", "versions"]
+    runtimes = ["onnxruntime", "torchscript", "executorch", "litert", "openvino"]
+    assert heads == ["processor", "features", *runtimes, "gpu", "versions"]
 
 
 def test_doctor_as_json(command: CommandLine) -> None:

@@ -461,6 +461,7 @@ recipes = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None)
 @given(recipes)
 @example({"model": {"args": {"text": "1e-3", "other": "-2.E+5", "1e3": None}}})
+@example({"model": {"args": {"\x85": "a\u2028b", "\u2029": "c\x85"}}})
 def test_any_recipe_round_trips_exactly(data: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(data)
     with tempfile.TemporaryDirectory() as folder:

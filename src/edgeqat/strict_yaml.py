@@ -43,10 +43,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+UNUSUAL_BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Ends of lines that YAML folds into spaces unless they are escaped."""
+
+
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that the loader would read as numbers."""
+    """Quotes the strings that the loader would read as numbers, and escapes what it would fold."""
 
 
+def _string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if UNUSUAL_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _string)
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
