@@ -149,7 +149,7 @@ def test_doctor(command: CommandLine) -> None:
     ended = command("doctor")
     assert (ended.code, ended.err) == (0, "")
     heads = [line.split()[0] for line in ended.out.splitlines()]
-    runtimes = ["onnxruntime", "torchscript", "executorch", "litert", "openvino"]
+    runtimes = ["onnxruntime", "torchscript", "executorch", "litert", "openvino", "aoti"]
     assert heads == ["processor", "features", *runtimes, "gpu", "versions"]
 
 
@@ -181,7 +181,6 @@ def test_doctor_without_the_runtime() -> None:
     ("args", "words"),
     [
         (["no-such-recipe"], "no bundled recipe of that name"),
-        (["--set=export=[aoti]"], "the runtime 'aoti' is not supported yet; supported: onnxruntime"),
         (["--set=export=[tensorrt]"], "found the runtime 'tensorrt', wanted one of onnxruntime"),
         (["--set=data.source=./nowhere"], "is not digits, cifar10, a folder (looked for "),
         (["--set=data.augment=[rotate]"], "data.augment has 'rotate', wanted names among crop, flip"),

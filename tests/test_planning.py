@@ -119,7 +119,6 @@ def test_resnet20_is_integer_throughout() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": "aoti"}, "the runtime 'aoti' is not supported yet"),
         ({"target": "abacus"}, "found the runtime 'abacus', wanted one of onnxruntime"),
         ({"target": []}, "found no target"),
         (
@@ -131,7 +130,7 @@ def test_resnet20_is_integer_throughout() -> None:
             "the rule for module 'conv9' matches nothing; did you mean",
         ),
     ],
-    ids=["not yet", "unknown", "none", "bits", "no match"],
+    ids=["unknown", "none", "bits", "no match"],
 )
 def test_what_cannot_be_planned_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=message):

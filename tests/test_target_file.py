@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, text: str, message: str) 
     assert "\n" not in str(error.value) and path in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "torchscript", "portable", "openvino"])
+@pytest.mark.parametrize("name", ["onnxruntime", "torchscript", "portable", "openvino", "aoti"])
 def test_a_known_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(PlanError, match="which edgeqat knows already"):
         resolve_targets(write_target(tmp_path, name=name))

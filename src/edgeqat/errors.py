@@ -104,8 +104,9 @@ class MissingRuntimeError(EdgeqatError):
 
     exit_code = 4
 
-    def __init__(self, runtime: str, extra: str, cause: str) -> None:
-        super().__init__(f"{runtime} is not usable here ({cause}); install it: pip install 'edgeqat[{extra}]'")
+    def __init__(self, runtime: str, extra: str, cause: str, remedy: str = "") -> None:
+        remedy = remedy or f"install it: pip install 'edgeqat[{extra}]'"
+        super().__init__(f"{runtime} is not usable here ({cause}); {remedy}")
 
 
 class CalibrationWarning(UserWarning):

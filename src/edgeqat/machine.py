@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,14 @@ from typing import Any
 # The stand-alone verifier needs these too and can import nothing, so they live there.
 from edgeqat.replay.kernels import arithmetic_here, cpu_flags
 
-__all__ = ["Machine", "arithmetic_here", "available_memory", "describe_machine", "installed_runtimes"]
+__all__ = [
+    "Machine",
+    "arithmetic_here",
+    "available_memory",
+    "cpp_compiler",
+    "describe_machine",
+    "installed_runtimes",
+]
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 """Processor flags, as Linux names them, that select other integer kernels."""
@@ -23,6 +32,7 @@ RUNTIME_PACKAGES = {
     "executorch": ("executorch",),
     "litert": ("ai_edge_litert", "flatbuffers"),
     "openvino": ("openvino", "onnx", "onnxscript"),
+    "aoti": ("torch",),
 }
 """What each runtime needs, the runtime itself first."""
 
@@ -83,12 +93,20 @@ def describe_machine(threads: int) -> Machine:
 
 
 def installed_runtimes() -> dict[str, str | None]:
-    """Version of each runtime, None where it or a package it needs is not installed."""
+    """Version of each runtime, None where it or a package it needs is not installed.
+
+    A C++ compiler, which making files for "aoti" takes and running them does not, is no package.
+    """
     found: dict[str, str | None] = {}
     for runtime, packages in RUNTIME_PACKAGES.items():
         present = all(importlib.util.find_spec(package) is not None for package in packages)
         found[runtime] = importlib.metadata.version(packages[0]) if present else None
     return found
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch would take; None where there is none."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++"))
 
 
 def available_memory() -> int | None:

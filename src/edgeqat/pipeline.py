@@ -30,6 +30,7 @@ from edgeqat.files import to_json, write_atomically
 from edgeqat.graph.pixels import Pixels
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
+from edgeqat.lowering.to_aoti import check_compiler
 from edgeqat.machine import installed_runtimes
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.memory import peak_memory
@@ -197,6 +198,8 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     for runtime in dict.fromkeys(rule.runtime for rule in exported):
         if installed_runtimes()[runtime] is None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
+        if runtime == "aoti":
+            check_compiler()
     if recipe.train is not None:
         work.batches(data.train, train=True)
     _check_task(work, model)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgeqat.errors import PlanError
 from edgeqat.program import Kind
 from edgeqat.target_file import is_target_file, load_target_file
-from edgeqat.target_table import ALL_KINDS, PLANNED, PORTABLE, TARGETS, Target, runtime_of
+from edgeqat.target_table import ALL_KINDS, PORTABLE, TARGETS, Target, runtime_of
 
 __all__ = ["resolve_targets", "targets"]
 
@@ -21,7 +21,7 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
     """The rules of the named targets; a name that ends in .yaml or .yml is the path of a user's own.
 
     Raises:
-        PlanError: A name is unknown, its runtime is not supported yet, two names conflict, or a file cannot be used.
+        PlanError: A name is unknown, two names conflict, or a file cannot be used.
     """
     given = [target] if isinstance(target, str) else list(target)
     if not given:
@@ -33,8 +33,6 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
     for name in names:
         if is_target_file(name):
             continue
-        if runtime_of(name) in PLANNED:
-            raise PlanError(f"the runtime {name!r} is not supported yet; supported: {', '.join(TARGETS)}")
         if name not in TARGETS:
             known = ", ".join(TARGETS)
             raise PlanError(f"found the runtime {name!r}, wanted one of {known}, portable, or a .yaml file")
@@ -51,7 +49,7 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
 def _own_target(path: str) -> Target:
     """The rules that a user's file describes."""
     given = load_target_file(path)
-    if runtime_of(given.name) in (*map(runtime_of, TARGETS), *PLANNED, "portable"):
+    if runtime_of(given.name) in (*map(runtime_of, TARGETS), "portable"):
         raise PlanError(f"{path}: name: found {given.name!r}, which edgeqat knows already; choose another name")
     return Target(
         name=given.name,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgeqat.program import Kind
 
-__all__ = ["PLANNED", "PORTABLE", "TARGETS", "Target", "engine_of", "runtime_of"]
+__all__ = ["PORTABLE", "TARGETS", "Target", "engine_of", "runtime_of"]
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,15 @@ TARGETS: Mapping[str, Target] = {
             broadcasts=False,
             open_sizes=False,
         ),
+        Target(
+            name="aoti",
+            kinds=ALL_KINDS,
+            activation_bits=UINT8_ACTIVATIONS,
+            weight_bits=INT8_WEIGHTS,
+            float_logits=True,
+            note="AOTInductor: compiled code around oneDNN's INT8 kernels, for processors like this one; wants g++",
+            open_sizes=False,
+        ),
     )
 }
 
@@ -195,8 +204,6 @@ PORTABLE = ("onnxruntime", "torchscript", "executorch", "litert")
 OpenVINO takes such a program too, and is exact where it has convolutions, linear layers, sums and pools alone; it is
 not among them because products and concatenations would then be float everywhere.
 """
-
-PLANNED = ("aoti",)
 
 
 def runtime_of(target: str) -> str:

@@ -179,8 +179,6 @@ def test_unknown_runtime_and_bad_golden_inputs_write_nothing(
 ) -> None:
     with pytest.raises(PlanError, match="found the runtime 'tensorrt', wanted one of onnxruntime"):
         eq.lower(small_program, "tensorrt", tmp_path / "a")
-    with pytest.raises(PlanError, match="the runtime 'aoti' is not supported yet"):
-        eq.lower(small_program, "aoti", tmp_path / "a")
     with pytest.raises(InputError, match="found NaN or infinite golden inputs"):
         eq.lower(small_program, "onnxruntime", tmp_path / "a", torch.full((1, 3, 8, 8), float("nan")))
     assert list(tmp_path.iterdir()) == []

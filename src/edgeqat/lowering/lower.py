@@ -15,7 +15,7 @@ from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
-from edgeqat.lowering import to_executorch, to_litert, to_onnx, to_openvino, to_torchscript
+from edgeqat.lowering import to_aoti, to_executorch, to_litert, to_onnx, to_openvino, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.own_target import check_follows
@@ -39,6 +39,7 @@ SPELLINGS: Mapping[str, Callable[[QuantizedProgram, str | None], Spelling]] = {
     "executorch": to_executorch.spell,
     "litert": to_litert.spell,
     "openvino": to_openvino.spell,
+    "aoti": to_aoti.spell,
 }
 """By runtime: a program and an engine to a model file."""
 
@@ -57,7 +58,8 @@ def lower(
 ) -> Artifact:
     """Writes a program as an artifact folder: model file, manifest, golden vectors, verify.py.
 
-    A program that is one float island is the FP32 twin. The same program gives the same bytes.
+    A program that is one float island is the FP32 twin. The same program gives the same bytes,
+    but for "aoti", which is compiled code.
 
     Args:
         program: What `convert` returned.

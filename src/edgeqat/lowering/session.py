@@ -51,7 +51,7 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
     """Loads a model file.
 
     Args:
-        runtime: "onnxruntime", "torchscript", "executorch", "litert" or "openvino".
+        runtime: "onnxruntime", "torchscript", "executorch", "litert", "openvino" or "aoti".
         path: The model file.
         engine: The runtime's engine, as the manifest names it.
         threads: Threads within an op.
@@ -81,4 +81,9 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
         from edgeqat.lowering.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, engine, threads, taps)
-    raise InputError(f"found the runtime {runtime!r}, wanted onnxruntime, torchscript, executorch, litert or openvino")
+    if runtime == "aoti":
+        from edgeqat.lowering.aoti_session import AotiSession
+
+        return AotiSession(path, threads)
+    known = "onnxruntime, torchscript, executorch, litert, openvino or aoti"
+    raise InputError(f"found the runtime {runtime!r}, wanted {known}")

@@ -16,6 +16,7 @@ ENGINES = {
     "executorch": ("xnnpack",),
     "litert": ("xnnpack", "builtin"),
     "openvino": ("CPU",),
+    "aoti": ("inductor",),
 }
 """By runtime: the engines that a manifest may name."""
 
@@ -84,11 +85,17 @@ def openvino_here(engine: str) -> str | None:
     return "openvino/x86" if is_x86() and "avx512_vnni" in cpu_flags() and "amx_int8" not in cpu_flags() else None
 
 
+def aoti_here(engine: str) -> str | None:
+    """oneDNN's INT8 kernels were compared with AVX512-VNNI; all else in a package computes alike everywhere."""
+    return "aoti" if is_x86() and "avx512_vnni" in cpu_flags() else None
+
+
 KERNELS: dict[str, Callable[[str], str | None]] = {
     "onnxruntime": onnxruntime_here,
     "torchscript": torchscript_here,
     "executorch": executorch_here,
     "litert": litert_here,
     "openvino": openvino_here,
+    "aoti": aoti_here,
 }
 """By runtime: an engine to the arithmetic of its kernels here."""

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeqat.replay import run_executorch, run_litert, run_onnxruntime, run_openvino, run_torchscript
+from edgeqat.replay import run_aoti, run_executorch, run_litert, run_onnxruntime, run_openvino, run_torchscript
 from edgeqat.replay.compare import Replay, replay_with
 from edgeqat.replay.runner import Runner
 
@@ -18,6 +18,7 @@ RUNNERS: Mapping[str, Runner] = {
     "executorch": Runner(run_executorch.run, run_executorch.start),
     "litert": Runner(run_litert.run, run_litert.start),
     "openvino": Runner(run_openvino.run, run_openvino.start),
+    "aoti": Runner(run_aoti.run, run_aoti.start),
 }
 """By runtime: what runs its files."""
 

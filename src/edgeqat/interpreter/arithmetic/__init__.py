@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeqat.errors import InputError
+from edgeqat.interpreter.arithmetic.aoti import Aoti
 from edgeqat.interpreter.arithmetic.base import Arithmetic
 from edgeqat.interpreter.arithmetic.litert import LiteRTBuiltin, LiteRTXnnpack
 from edgeqat.interpreter.arithmetic.onnxruntime import OnnxRuntimeX86, OnnxRuntimeX86Avx2
@@ -28,6 +29,7 @@ _KNOWN: tuple[Arithmetic, ...] = (
     LiteRTXnnpack(),
     LiteRTBuiltin(),
     OpenVinoX86(),
+    Aoti(),
 )
 
 ARITHMETICS: Mapping[str, Arithmetic] = {a.name: a for a in _KNOWN}
