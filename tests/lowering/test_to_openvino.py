@@ -69,7 +69,7 @@ def test_both_shapes_of_a_residual_block_are_exact(artifact: eq.Artifact, progra
     found = eq.verify(artifact, program, [IMAGE])
     assert (found.bit_identical, found.max_error_steps) == (1.0, 0.0)
     assert found.unseen == ("block1.conv2", "block2.shortcut", "block3.shortcut")
-    assert "not looked at, as the runtime makes no integers of them: block1.conv2, block2.shortcut" in str(found)
+    assert "not looked at, as the runtime shows no integers of them: block1.conv2, block2.shortcut" in str(found)
 
 
 def test_manifest_says_what_runs_and_leaves_out_what_is_never_an_integer(artifact: eq.Artifact) -> None:

@@ -16,13 +16,14 @@ class Spelling:
 
     Attributes:
         file_name: Name of the model file.
-        data: Its bytes; the same program gives the same.
+        data: Its bytes; the same program gives the same, but for compiled code.
         engine: What runs it unless something else is asked for.
         arithmetics: Those whose integers it computes, that of `engine` first where there is one.
         payload_bytes: Weights and biases alone.
         runtime_ops: How often each op occurs in the graph that really runs.
         taps: How the inner tensors of the file are made visible; the runtime's session knows what it means.
-        unseen: Values with a grid whose integers the runtime never makes, or makes only where nobody looks.
+        unseen: Values with a grid whose integers the runtime never makes, never shows, or makes only where nobody
+            looks.
     """
 
     file_name: str

@@ -42,8 +42,8 @@ class Parity:
         exact_here: Whether this machine's kernels have the arithmetic compared with, so that equality is owed.
         values: Every inner value that has a grid, in program order, with its errors in steps.
         output_error: Largest difference of an output, in its own unit.
-        unseen: The values that have a grid and could not be looked at: the runtime makes no integers of them, or makes
-            other ones when they are looked at.
+        unseen: The values that have a grid and could not be looked at: the runtime makes no integers of them, makes
+            other ones when they are looked at, or keeps them inside compiled code.
     """
 
     against: str
@@ -79,7 +79,7 @@ class Parity:
                 else f"{len(self.values)} values inside: every integer equal"
             )
         if self.unseen:
-            lines.append(f"not looked at, as the runtime makes no integers of them: {', '.join(self.unseen)}")
+            lines.append(f"not looked at, as the runtime shows no integers of them: {', '.join(self.unseen)}")
         if self.first_difference is not None:
             lines.append(f"the first op that differs is {self.first_difference}")
         lines += [
