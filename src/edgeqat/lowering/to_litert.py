@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeqat.errors import PlanError
-from edgeqat.interpreter.arithmetic.litert import ONE
+from edgeqat.interpreter.arithmetic.xnnpack import ONE
 from edgeqat.lowering.litert_island import Islands
 from edgeqat.lowering.litert_lookup import look_up
 from edgeqat.lowering.litert_moving import move

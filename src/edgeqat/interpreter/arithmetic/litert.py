@@ -35,21 +35,18 @@ both inputs, and products unless 2**-16 <= s_a * s_b / s_y < 2**8:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic.base import channels, round_outside, window_sums
+from edgeqat.interpreter.arithmetic.xnnpack import INT8_SHIFT, ONE, Xnnpack
 from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs, ConvAttrs
 from edgeqat.program import Grid
 
 __all__ = ["LiteRTBuiltin", "LiteRTXnnpack"]
-
-INT8_SHIFT = 128
 
 ADD_BITS = 20
 
@@ -62,9 +59,6 @@ POOL_BLOCK = 16
 LARGEST = 2.0**8
 SMALLEST_ADDEND, SMALLEST_FACTOR = 2.0**-10, 2.0**-16
 """What the delegate takes of s / s_y in an addition, and of s_a * s_b / s_y in a product."""
-
-ONE = Grid(0, 255, None, torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
-"""The grid of the number that brings a value onto another grid: its integer 1 is 1."""
 
 
 class LiteRTBuiltin:
@@ -140,44 +134,31 @@ class LiteRTBuiltin:
         return (mean + INT8_SHIFT).clamp_(grid.qmin, grid.qmax).float()
 
 
-class LiteRTXnnpack(LiteRTBuiltin):
-    """See the head of this file."""
+class LiteRTXnnpack(Xnnpack):
+    """XNNPACK's, and LiteRT's own kernels for what the delegate leaves to them."""
 
     name = "litert/xnnpack"
-    dequantize_block = 1
 
-    def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
-        return affine.dequantize(q, *grid.filled())
-
-    def requantize(
-        self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor, grid: Grid, attrs: Attrs
-    ) -> Tensor:
-        multiplier = (input_scale * weight_scale) / grid.filled()[0]
-        return round_outside(acc.to(torch.float32) * channels(multiplier, acc), grid)
+    def __init__(self) -> None:
+        self._builtin = LiteRTBuiltin()
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
-        (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
+        (s_a, _), (s_b, _), (s, _) = a_grid.filled(), b_grid.filled(), grid.filled()
         ratios = [float(s_a / s), float(s_b / s)]
-        if min(ratios) < SMALLEST_ADDEND or max(ratios) >= LARGEST:
-            return super().add(a, a_grid, b, b_grid, grid, form)
-        shift = ADD_BITS - (math.frexp(max(ratios))[1] - 1)
-        m_a, m_b = (round(ratio * 2**shift) for ratio in ratios)
-        total = (a.long() - z_a) * m_a + (b.long() - z_b) * m_b
-        result: Tensor = ((total + (1 << (shift - 1))) >> shift) + z
-        return result.clamp_(grid.qmin, grid.qmax).float()
+        taken = min(ratios) >= SMALLEST_ADDEND and max(ratios) < LARGEST
+        return (
+            super().add(a, a_grid, b, b_grid, grid, form)
+            if taken
+            else self._builtin.add(a, a_grid, b, b_grid, grid, form)
+        )
 
     def mul(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid) -> Tensor:
-        (s_a, z_a), (s_b, z_b), (s, _) = a_grid.filled(), b_grid.filled(), grid.filled()
-        if not SMALLEST_FACTOR <= float((s_a * s_b) / s) < LARGEST:
-            return super().mul(a, a_grid, b, b_grid, grid)
-        return round_outside((a - z_a) * (b - z_b) * ((s_a * s_b) / s), grid)
+        (s_a, _), (s_b, _), (s, _) = a_grid.filled(), b_grid.filled(), grid.filled()
+        taken = SMALLEST_FACTOR <= float((s_a * s_b) / s) < LARGEST
+        return super().mul(a, a_grid, b, b_grid, grid) if taken else self._builtin.mul(a, a_grid, b, b_grid, grid)
 
-    def global_average_pool(self, q: Tensor, q_grid: Grid, grid: Grid) -> Tensor:
-        n, zero = q.shape[-2] * q.shape[-1], (grid.filled()[1] - INT8_SHIFT).float()
-        inverse = torch.tensor(1.0) / n
-        total = (q.double() - INT8_SHIFT).sum(dim=(-2, -1), keepdim=True).float()
-        mean = torch.round(total * inverse + (zero - (zero * n) * inverse))
-        return (mean + INT8_SHIFT).clamp_(grid.qmin, grid.qmax)
+    def average_pool(self, q: Tensor, q_grid: Grid, grid: Grid, attrs: AveragePoolAttrs) -> Tensor:
+        return self._builtin.average_pool(q, q_grid, grid, attrs)
 
 
 def _fixed_point(factor: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from edgeqat.interpreter.sum_forms import SumForm
 from edgeqat.op_attrs import Attrs, AveragePoolAttrs
 from edgeqat.program import Grid
 
-__all__ = ["Xnnpack"]
+__all__ = ["INT8_SHIFT", "ONE", "Xnnpack"]
 
 ADD_BITS = 20
 """Bits of the larger multiplier of an addition."""
@@ -67,7 +67,7 @@ class Xnnpack:
         return round_outside(acc.to(torch.float32).mul_(channels(multiplier, acc)), grid)
 
     def float_linear(self, acc: Tensor, bias: Tensor | None, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-        raise EdgeqatError(f"{self.name} has no linear layer with float outputs; plan for executorch")
+        raise EdgeqatError(f"{self.name} has no linear layer with float outputs; plan for its runtime")
 
     def add(self, a: Tensor, a_grid: Grid, b: Tensor, b_grid: Grid, grid: Grid, form: SumForm | None = None) -> Tensor:
         (s_a, z_a), (s_b, z_b), (s, z) = a_grid.filled(), b_grid.filled(), grid.filled()
