@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.run import EXACT_FLOAT32, TRANSPOSED, accumulator_bound
+from edgeqat.lowering.padding import padding_index
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
     ClampAttrs,
@@ -260,13 +261,5 @@ def _pad(x: Tensor, attrs: PadAttrs, zero_point: int) -> Tensor:
         return F.pad(x, [side for pair in reversed(attrs.padding) for side in pair], value=zero_point)
     for dim, (before, after) in enumerate(attrs.padding):
         if before or after:
-            size = int(x.shape[dim])
-            index = torch.arange(-before, size + after)
-            if attrs.mode == "reflect":
-                index = (size - 1) - ((size - 1) - index.abs()).abs()
-            elif attrs.mode == "replicate":
-                index = index.clamp(0, size - 1)
-            else:
-                index = index % size
-            x = x.index_select(dim, index)
+            x = x.index_select(dim, padding_index(attrs.mode, int(x.shape[dim]), before, after))
     return x

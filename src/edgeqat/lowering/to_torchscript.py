@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from edgeqat import affine
 from edgeqat.errors import EdgeqatError, PlanError
 from edgeqat.lowering.engine import fastest_engine
+from edgeqat.lowering.padding import padding_index
 from edgeqat.lowering.spelling import Spelling, payload_bytes
 from edgeqat.lowering.torchscript_island import traceable_island
 from edgeqat.lowering.torchscript_lookup import Kernel, kernels_of, look_up
@@ -320,15 +321,7 @@ def _pad_with_itself(x: Tensor, attrs: PadAttrs) -> Tensor:
     """Padding with elements of the tensor, each dimension by their indexes: F.pad has no quantized form of it."""
     for dim, (before, after) in enumerate(attrs.padding):
         if before or after:
-            size = x.shape[dim]
-            index = torch.arange(-before, size + after)
-            if attrs.mode == "reflect":
-                index = (size - 1) - ((size - 1) - index.abs()).abs()
-            elif attrs.mode == "replicate":
-                index = index.clamp(0, size - 1)
-            else:
-                index = index % size
-            x = x.index_select(dim, index)
+            x = x.index_select(dim, padding_index(attrs.mode, x.shape[dim], before, after))
     return x
 
 

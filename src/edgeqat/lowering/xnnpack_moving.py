@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-
 from edgeqat.errors import EdgeqatError
+from edgeqat.lowering.padding import padding_index
 from edgeqat.lowering.xnnpack_graph import Graph, Located, Order, same_memory
 from edgeqat.op_attrs import (
     ClampAttrs,
@@ -160,15 +159,7 @@ def _pad(graph: Graph, attrs: PadAttrs, x: Located) -> Located:
         return _padded(graph, x, attrs.padding)
     for dim, (before, after) in enumerate(attrs.padding):
         if before or after:
-            size = x.shape[dim]
-            index = torch.arange(-before, size + after)
-            if attrs.mode == "reflect":
-                index = (size - 1) - ((size - 1) - index.abs()).abs()
-            elif attrs.mode == "replicate":
-                index = index.clamp(0, size - 1)
-            else:
-                index = index % size
-            x = _picked(graph, x, dim, index.tolist())
+            x = _picked(graph, x, dim, padding_index(attrs.mode, x.shape[dim], before, after).tolist())
     return x
 
 
