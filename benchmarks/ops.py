@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import edgeqat as eq
 
-TARGETS = ("onnxruntime", "torchscript", "executorch", "litert", "openvino")
+TARGETS = ("onnxruntime", "torchscript", "executorch", "litert", "openvino", "aoti")
 IMAGE, SEQUENCE, VOLUME, TOKENS = (2, 6, 8, 8), (2, 6, 24), (2, 6, 4, 4, 4), (2, 5, 6)
 CONVS: Mapping[int, Callable[[], nn.Module]] = {
     3: lambda: nn.Conv1d(6, 6, 1),

@@ -32,6 +32,7 @@ ORDER = [
         "program",
         "program_hash",
         "lookup",
+        "xnnpack_ranges",
         "strict_yaml",
         "validation",
         "recipe",

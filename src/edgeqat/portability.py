@@ -6,6 +6,7 @@ weights, biases and scales alone, and `saturation_cost` runs what x86 without VN
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from edgeqat.interpreter.run import EXACT_FLOAT32, Interpreter, accumulator_boun
 from edgeqat.intervals import Estimate
 from edgeqat.metrics import MetricLike, evaluate, resolve_metric
 from edgeqat.per_sample import same_prediction
-from edgeqat.program import WEIGHTED, Kind, Op, QuantizedProgram
+from edgeqat.program import WEIGHTED, Op, QuantizedProgram
+from edgeqat.xnnpack_ranges import RANGES, scale_ratios
 
 __all__ = ["Hazard", "SaturationCost", "hazards", "saturation_cost"]
 
@@ -33,15 +35,6 @@ INT32_MAX = 2**31 - 1
 
 SMALLEST_NORMAL = 2.0**-126
 """Of float32; what is smaller has fewer digits, and some processors take it for zero."""
-
-XNNPACK_RATIOS: Mapping[Kind, tuple[float, float]] = {
-    **dict.fromkeys(WEIGHTED, (2.0**-32, 2.0**8)),
-    Kind.ADD: (2.0**-10, 2.0**8),
-    Kind.MUL: (2.0**-16, 2.0**8),
-    Kind.AVERAGE_POOL: (2.0**-8, 2.0**8),
-    Kind.CONCAT: (2.0**-8, 2.0**7),
-}
-"""Ratios of scales that XNNPACK takes: at least the first, below the second."""
 
 XNNPACK_RUNTIMES = ("executorch", "litert")
 
@@ -126,7 +119,7 @@ def _of_sums(program: QuantizedProgram, op: Op) -> Iterator[Hazard]:
 
 def _of_scales(program: QuantizedProgram, op: Op) -> Iterator[Hazard]:
     """Hazards of the scales of an op's values, and of what kernels make of them."""
-    ratios = _ratios(program, op)
+    ratios = scale_ratios(program, op)
     grids = [program.values[name].grid for name in op.outputs]
     scales = [grid.filled()[0].reshape(-1) for grid in grids if grid is not None]
     if op.weight is not None:
@@ -138,27 +131,13 @@ def _of_scales(program: QuantizedProgram, op: Op) -> Iterator[Hazard]:
     if smallest < SMALLEST_NORMAL:
         way = "calibrate with data that reaches this value, or set eps of its weights"
         yield Hazard("scale", "every runtime", op.name, smallest, SMALLEST_NORMAL, way)
-    low, high = XNNPACK_RATIOS.get(op.kind, (0.0, float("inf")))
+    low, high = RANGES.get(op.kind, (0.0, math.inf))
     if bool((ratios < low).any()):
         way = "widen the ranges of its inputs or weights"
         yield Hazard("range", "XNNPACK refuses it", op.name, float(ratios.min()), low, way)
     if bool((ratios >= high).any()):
         way = "widen the range of its result"
         yield Hazard("range", "XNNPACK refuses it", op.name, float(ratios.max()), high, way)
-
-
-def _ratios(program: QuantizedProgram, op: Op) -> Tensor:
-    """The ratios of scales that an op's kernel multiplies with: float32 [any]."""
-    grid = program.values[op.name].grid
-    if grid is None or op.kind not in XNNPACK_RATIOS:
-        return torch.empty(0)
-    scale, _ = grid.filled()
-    scales = [program.grid_of(name).filled()[0] for name in op.inputs]
-    if op.weight is not None:
-        return ((scales[0] * program.consts[op.weight].grid.filled()[0]) / scale).reshape(-1)
-    if op.kind is Kind.MUL:
-        return ((scales[0] * scales[1]) / scale).reshape(1)
-    return torch.stack(scales) / scale
 
 
 @dataclass(frozen=True)

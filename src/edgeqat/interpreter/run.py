@@ -14,25 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgeqat.errors import EdgeqatError
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
 from edgeqat.interpreter.arithmetic.base import Saturating
+from edgeqat.interpreter.moving import move
 from edgeqat.interpreter.pair_table import PairTables
 from edgeqat.interpreter.sum_forms import sum_forms
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
-    ClampAttrs,
     ConcatAttrs,
     ConvAttrs,
     ConvTransposeAttrs,
-    ExpandAttrs,
     LinearAttrs,
-    MaxPoolAttrs,
-    PadAttrs,
-    PermuteAttrs,
-    ResizeAttrs,
-    SliceAttrs,
-    ViewAttrs,
 )
 from edgeqat.program import WEIGHTED, Kind, Op, QuantizedProgram
 from edgeqat.signature import Batch
@@ -186,7 +178,7 @@ class Interpreter:
             return (self._combine(op, args),)
         if op.kind is Kind.AVERAGE_POOL:
             return (self._average_pool(op, args[0]),)
-        return (_move(op, args[0], program.grid_of(op.inputs[0]).per_tensor()[1]),)
+        return (move(op, args[0], program.grid_of(op.inputs[0]).per_tensor()[1]),)
 
     def _combine(self, op: Op, args: list[Tensor]) -> Tensor:
         """Ops over several values, each on its own grid."""
@@ -255,31 +247,3 @@ def _convolve_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: 
         x, weight, bias, attrs.stride, attrs.padding, attrs.output_padding, dilation=attrs.dilation
     )
     return result
-
-
-def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
-    """A passthrough op: integers change place, not value; what is padded with is the zero point."""
-    attrs = op.attrs
-    if isinstance(attrs, MaxPoolAttrs):
-        return F.max_pool2d(x, attrs.kernel, attrs.stride, attrs.padding, attrs.dilation, attrs.ceil_mode)
-    if isinstance(attrs, ViewAttrs):
-        return x.reshape(attrs.shape)
-    if isinstance(attrs, PermuteAttrs):
-        return x.permute(attrs.dims)
-    if isinstance(attrs, ClampAttrs):
-        return x.clamp_min(zero_point)
-    if isinstance(attrs, ExpandAttrs):
-        return x.expand(attrs.shape)
-    if isinstance(attrs, ResizeAttrs):
-        for dim, factor in enumerate(attrs.factors):
-            x = x.repeat_interleave(factor, dim + 2)
-        return x
-    if isinstance(attrs, PadAttrs):
-        if attrs.mode != "constant":
-            return F.pad(x, [side for pair in reversed(attrs.padding[2:]) for side in pair], attrs.mode)
-        return F.pad(x, [side for pair in reversed(attrs.padding) for side in pair], value=float(zero_point))
-    if isinstance(attrs, SliceAttrs):
-        index = [slice(None)] * x.dim()
-        index[attrs.dim] = slice(attrs.start, attrs.stop, attrs.step)
-        return x[tuple(index)]
-    raise EdgeqatError(f"{op.name}: no rule to run kind {op.kind.value}")

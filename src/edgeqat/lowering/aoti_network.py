@@ -18,22 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeqat import affine
-from edgeqat.errors import EdgeqatError
+from edgeqat.interpreter.moving import move
 from edgeqat.interpreter.run import EXACT_FLOAT32, TRANSPOSED, accumulator_bound
 from edgeqat.lowering.padding import padding_index
 from edgeqat.op_attrs import (
     AveragePoolAttrs,
-    ClampAttrs,
     ConcatAttrs,
     ConvAttrs,
     ConvTransposeAttrs,
-    ExpandAttrs,
     MaxPoolAttrs,
     PadAttrs,
-    PermuteAttrs,
     ResizeAttrs,
-    SliceAttrs,
-    ViewAttrs,
 )
 from edgeqat.program import BATCH_DIM, Grid, Kind, Op, QuantizedProgram
 
@@ -229,37 +224,18 @@ def _counts(attrs: AveragePoolAttrs, shape: tuple[int | str, ...]) -> Tensor:
 
 
 def _move(op: Op, x: Tensor, zero_point: int) -> Tensor:
-    """What only moves integers; all keep their input's grid."""
+    """What only moves integers, in uint8, which not every function of torch takes."""
     a = op.attrs
     if isinstance(a, MaxPoolAttrs):
         # Over floats, since inductor pads integers with what no uint8 holds.
-        pooled = F.max_pool2d(x.to(torch.float32), a.kernel, a.stride, a.padding, a.dilation, a.ceil_mode)
-        return pooled.to(torch.uint8)
-    if isinstance(a, ViewAttrs):
-        return x.reshape(a.shape)
-    if isinstance(a, PermuteAttrs):
-        return x.permute(a.dims)
-    if isinstance(a, ClampAttrs):
-        return x.clamp_min(zero_point)
-    if isinstance(a, ExpandAttrs):
-        return x.expand(a.shape)
+        return move(op, x.to(torch.float32), zero_point).to(torch.uint8)
     if isinstance(a, ResizeAttrs):
         for dim, factor in enumerate(a.factors, 2):
             x = x.index_select(dim, torch.arange(x.shape[dim] * factor) // factor)
         return x
-    if isinstance(a, PadAttrs):
-        return _pad(x, a, zero_point)
-    if isinstance(a, SliceAttrs):
-        index = [slice(None)] * x.dim()
-        index[a.dim] = slice(a.start, a.stop, a.step)
-        return x[tuple(index)]
-    raise EdgeqatError(f"{op.name}: no AOTInductor spelling for kind {op.kind.value}")
-
-
-def _pad(x: Tensor, attrs: PadAttrs, zero_point: int) -> Tensor:
-    if attrs.mode == "constant":
-        return F.pad(x, [side for pair in reversed(attrs.padding) for side in pair], value=zero_point)
-    for dim, (before, after) in enumerate(attrs.padding):
-        if before or after:
-            x = x.index_select(dim, padding_index(attrs.mode, int(x.shape[dim]), before, after))
-    return x
+    if isinstance(a, PadAttrs) and a.mode != "constant":
+        for dim, (before, after) in enumerate(a.padding):
+            if before or after:
+                x = x.index_select(dim, padding_index(a.mode, int(x.shape[dim]), before, after))
+        return x
+    return move(op, x, zero_point)

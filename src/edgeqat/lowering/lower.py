@@ -63,8 +63,8 @@ def lower(
 
     Args:
         program: What `convert` returned.
-        runtime: "onnxruntime", "torchscript", "executorch", or "torchscript/ENGINE" for a file of one engine; or the
-            YAML file of a target of your own, which gets an ONNX file in QDQ form.
+        runtime: A runtime of `edgeqat.targets()`, or "torchscript/ENGINE" for a file of one engine; or the YAML file
+            of a target of your own, which gets an ONNX file in QDQ form.
         out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
         preprocessing: What the manifest says of mean, std, layout and labels; of an input that takes pixels, neither

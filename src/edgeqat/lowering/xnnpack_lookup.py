@@ -5,6 +5,7 @@ It makes a table of its own when a model is loaded; whether that is the program'
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,9 +39,9 @@ def function_node(graph: Graph, attrs: LookupAttrs, x: Located, grid: Grid) -> L
     if attrs.function in PLAIN:
         node = getattr(graph.schema, PLAIN[attrs.function])
     elif attrs.function == "leaky_relu":
-        node = lambda a, b, flags: graph.schema.XNNLeakyReLU(attrs.arguments[0], a, b, flags)  # noqa: E731
+        node = partial(graph.schema.XNNLeakyReLU, attrs.arguments[0])
     elif attrs.function == "elu" and attrs.arguments[1:] == (1.0, 1.0):
-        node = lambda a, b, flags: graph.schema.XNNELU(attrs.arguments[0], a, b, flags)  # noqa: E731
+        node = partial(graph.schema.XNNELU, attrs.arguments[0])
     elif attrs.function == "clamp":
         node, bounds = graph.schema.XNNClamp, (attrs.arguments[0], attrs.arguments[1])
     if node is None:

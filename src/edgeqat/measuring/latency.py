@@ -11,18 +11,22 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from edgeqat.lowering.artifact import Artifact
+from edgeqat.lowering.session import Session
 
 __all__ = ["Latency", "measure_latency"]
 
-WARM_UP_CALLS = 30
-MIN_ROUNDS, MAX_ROUNDS = 200, 2000
+WARM_UP_CALLS, WARM_UP_S = (3, 30), 1.0
+"""Fewest and most calls of an artifact before the first round; between them this many seconds decide."""
+
+MIN_ROUNDS, MAX_ROUNDS = 10, 2000
 BUDGET_S = 3.0
-"""Seconds of rounds per artifact; a round calls each artifact once."""
+"""Seconds of rounds per artifact; a round calls each artifact once. Calls of a second get the fewest rounds."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,7 @@ def measure_latency(
     feeds = {name: session.feed(inputs[name]) for name, session in sessions.items()}
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     for name, session in sessions.items():
-        with session.active():
-            for _ in range(WARM_UP_CALLS):
-                session.run_raw(feeds[name])
+        _warm_up(session, feeds[name])
     rounds, deadline = 0, time.perf_counter() + BUDGET_S * len(sessions)
     order, drawn = list(sessions), random.Random(0)
     while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < deadline):
@@ -74,3 +76,13 @@ def measure_latency(
                 samples[name].append((time.perf_counter_ns() - started) / 1e6)
         rounds += 1
     return {name: Latency(inputs[name][0].shape[0], threads, tuple(found)) for name, found in samples.items()}
+
+
+def _warm_up(session: Session, feed: Any) -> None:
+    fewest, most = WARM_UP_CALLS
+    deadline = time.perf_counter() + WARM_UP_S
+    with session.active():
+        for call in range(most):
+            session.run_raw(feed)
+            if call + 1 >= fewest and time.perf_counter() > deadline:
+                return

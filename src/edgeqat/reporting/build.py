@@ -137,4 +137,4 @@ def _latency_row(variant: Variant, runtime: str, measured: Measurement) -> Laten
 def _parity_row(parity: Parity) -> ParityRow:
     fields: dict[str, Any] = {name: getattr(parity, name) for name in ParityRow.model_fields}
     values = [ValueRow(name=v.name, op=v.op, histogram=dict(v.histogram)) for v in parity.values]
-    return ParityRow(**fields | {"values": values})
+    return ParityRow(**fields | {"values": values, "unseen": list(parity.unseen)})

@@ -80,6 +80,7 @@ class ParityRow(_Record):
     output_error: float = 0.0
     histogram: dict[int, int] = Field(default_factory=dict)
     values: list[ValueRow] = Field(default_factory=list)
+    unseen: list[str] = Field(default_factory=list)
 
 
 class OpTimeRow(_Record):
