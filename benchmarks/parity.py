@@ -1,13 +1,14 @@
-"""Bit-identity of INT8 artifacts on every runtime and engine, over CIFAR-10 test images.
+"""Bit-identity of artifacts on every runtime and engine, over CIFAR-10 test images.
 
     python benchmarks/parity.py --data CIFAR10 --weights FOLDER [--models resnet20 ...] [--runtimes onnxruntime ...]
-                                [--samples 10000] [--engine-samples 2000] [--single-samples 500]
+                                [--bits W A] [--samples 10000] [--engine-samples 2000] [--single-samples 500]
 
 Each model of the zoo is calibrated, not trained, planned for each runtime alone, and lowered. Printed, over the test
 images in batches of 128: the runtime's logits against the integer reference and every value inside against it, its
 predictions, and top-1; over the first `--single-samples` of them, at batch 1, its logits against the simulation in
-exact mode. The main engine of each runtime takes `--samples` images, the other engines `--engine-samples`. --data is
-a recipe's data.source; --weights a folder with MODEL-cifar10-float.safetensors, without one weights are random.
+exact mode. --bits are those of weights and activations, by default 8 and 8. The main engine of each runtime takes
+`--samples` images, the other engines `--engine-samples`. --data is a recipe's data.source; --weights a folder with
+MODEL-cifar10-float.safetensors, without one weights are random.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def report(name: str, runtime: str, data: Dataset, options: argparse.Namespace, 
     """Prints a line for every engine of a runtime."""
     model = build(name, options.weights)
     calibration = [x for x, _ in Batches(data.calibration, batch_size=BATCH, mean=MEAN, std=STD)]
-    sim = eq.calibrate(eq.prepare(model, calibration[0], runtime), calibration).eval()
+    weights, activations = options.bits
+    qconfig = eq.QConfig(eq.ActivationConfig(bits=activations), eq.WeightConfig(bits=weights))
+    sim = eq.calibrate(eq.prepare(model, calibration[0], runtime, qconfig), calibration).eval()
     program = eq.convert(sim)
     artifact = eq.lower(program, runtime, folder / runtime, golden_inputs=calibration[0][:16])
     main = artifact.engine
@@ -77,7 +80,8 @@ def report(name: str, runtime: str, data: Dataset, options: argparse.Namespace, 
         found = eq.verify(artifact, program, images, engine=engine)
         inside = sum(value.n for value in found.values)
         print(
-            f"{name}, {runtime}/{engine}: {n} images, {100 * found.bit_identical:.4f}% of logits those of "
+            f"{name} W{weights}A{activations}, {runtime}/{engine}: {artifact.file_bytes} bytes, {n} images, "
+            f"{100 * found.bit_identical:.4f}% of logits those of "
             f"{found.against}, agreement {100 * found.agreement:.2f}%; inside {inside} integers of "
             f"{len(found.values)} values, off by steps {found.histogram}, {len(found.unseen)} values not to be seen; "
             f"first difference {found.first_difference}; top-1 {100 * top1(artifact, engine, data, n):.2f}%; "
@@ -94,6 +98,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--runtimes", nargs="+", choices=here, default=here)
+    parser.add_argument("--bits", nargs=2, type=int, default=[8, 8], metavar=("W", "A"))
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--engine-samples", type=int, default=2000)
     parser.add_argument("--single-samples", type=int, default=500)

@@ -16,14 +16,17 @@ HEAD = """# Targets
 What each target takes, as `src/edgeqat/target_table.py` has it; written by `python benchmarks/targets.py`. A plan
 keeps to the rules of every target it is made for. `portable` is {portable}, in one program.
 
-All take activations of 8 bits with one scale and zero point a tensor, and weights of 2 to 8 bits, symmetric, with a
-scale for each channel or one for all; biases are int32 at s_x * s_w.
+All take activations with one scale and zero point a tensor, and weights of 2 to 8 bits, symmetric, with a scale for
+each channel or one for all; biases are int32 at s_x * s_w. All compute with 8 bits: narrower weights are unpacked when
+a file is loaded, narrower activations are 8-bit results that are clamped, in what keeps 8 bits for each.
 
 """
 
 RULES: Mapping[str, Callable[[Target], str]] = {
     "target": lambda t: f"`{t.name}`",
     "what it is": lambda t: t.note,
+    "bits of activations": lambda t: "2 to 8" if len(t.activation_bits) > 1 else "8",
+    "weights of up to 4 bits are stored in": lambda t: "4 bits" if t.packs_weights else "8 bits",
     "last layer": lambda t: "may give float" if t.float_logits else "gives integers",
     "not in integers": lambda t: ", ".join(sorted(kind.value for kind in ALL_KINDS - t.kinds)) or "-",
     "convs": lambda t: ", ".join(f"{n}-d" for n in sorted(t.conv_dims)),

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
@@ -131,5 +132,6 @@ def check(program: QuantizedProgram, inputs: list[Tensor], fused: str, times: in
     outputs, values = Interpreter(program, ARITHMETICS[kernels.arithmetic]).run_with_taps(inputs)
     for name, expected in values.items():
         assert torch.equal(found[name].float(), expected), f"{name}: {int((found[name] != expected).sum())} differ"
-    assert torch.equal(found[program.outputs[0]], outputs)
+    for name, expected in zip(program.outputs, pytree.tree_leaves(outputs), strict=True):
+        assert torch.equal(found[name], expected), name
     return values

@@ -193,7 +193,10 @@ def test_doctor_without_the_runtime() -> None:
         (["--set=task.loss=hinge"], "task.loss: found the loss 'hinge', wanted one of cross_entropy, mse"),
         (["--set=gate.runtimes=[openvino]"], "gate.runtimes: found 'openvino', wanted runtimes of export"),
         (["--set=measure.batch=601"], "measure.batch is 601, but there are 600 test samples; lower it"),
-        (["--set=quantize.activations.bits=4"], "found 4-bit activations, but onnxruntime takes 8 bits"),
+        (
+            ["--set=quantize.activations.bits=4", "--set=export=[torchscript]", "--set=gate.runtimes=null"],
+            "found 4-bit activations, but torchscript takes 8 bits",
+        ),
         (
             ["--set=quantize.batch_norm=live", "--set=quantize.weights.per_channel=false"],
             "its batch norm is live, which scales each channel, but its weight has one scale for all",

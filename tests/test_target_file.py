@@ -23,10 +23,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def test_a_name_alone_allows_what_onnx_runtime_does(tmp_path: Path) -> None:
     (rule,) = resolve_targets(write_target(tmp_path))
     (known,) = resolve_targets("onnxruntime")
-    for field in ("kinds", "activation_bits", "weight_bits", "conv_dims", "pools_keep_grid", "storage"):
+    for field in ("kinds", "weight_bits", "conv_dims", "pools_keep_grid", "storage"):
         assert getattr(rule, field) == getattr(known, field), field
     assert (rule.name, rule.runtime, rule.spelled) == ("my-npu", "onnxruntime", str(tmp_path / "my-npu.yaml"))
-    assert not rule.float_logits
+    assert rule.activation_bits == {8} and not rule.float_logits
 
 
 def test_every_key_means_something(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class GridRules:
             if form.weight is not None and qconfig.weight.bits not in rule.weight_bits:
                 raise PlanError(_wrong_bits(where, qconfig.weight.bits, "weights", rule.name, rule.weight_bits))
             narrowed = self.power_of_two_activations and activation_of(form.attrs) == "relu6"
-            if narrowed and rule.runtime != "onnxruntime":
+            if narrowed and not rule.clamps_anywhere:
                 raise PlanError(
                     f"{where}: on the power-of-two scales of {self.power_of_two_activations} a ReLU6 ends within the "
                     f"grid, and {rule.name} cannot clamp there; make a plan for each of the two"

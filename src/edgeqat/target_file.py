@@ -5,8 +5,8 @@
     weights: {per_channel: false, power_of_two: true}
     ops: [conv, linear, add, average_pool, view]
 
-Only `name` has no default; the others allow what ONNX Runtime does. The path of such a file stands wherever a
-target's name does.
+Only `name` has no default; the others allow what ONNX Runtime does, activations of fewer than 8 bits
+excepted. The path of such a file stands wherever a target's name does.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class Target:
         per_channel_weights: Whether a weight may have a scale for each channel.
         power_of_two_weights: Whether scales of weights are powers of two.
         storage: How its file stores the integers of activations: "uint8", or "int8", which is 128 less.
+        packs_weights: Whether its file stores weights of up to 4 bits in 4; its kernels take them in 8.
         file: The user's file that it was read from; None for what is built in.
     """
 
@@ -59,6 +60,7 @@ class Target:
     per_channel_weights: bool = True
     power_of_two_weights: bool = False
     storage: str = "uint8"
+    packs_weights: bool = False
     file: str | None = None
 
     @property
@@ -72,10 +74,18 @@ class Target:
         return self.name if self.file is None else self.file
 
     @property
+    def clamps_anywhere(self) -> bool:
+        """Whether its files clamp activations where their grid ends, be that within the storage."""
+        return self.runtime in CLAMPING
+
+    @property
     def centred(self) -> bool:
         """Whether every zero point is the middle, that of a rectified value too: int8 with zero points of 0."""
         return self.symmetric_activations and self.storage == "int8"
 
+
+CLAMPING = frozenset({"onnxruntime", "executorch"})
+"""Runtimes whose files clamp activations within their storage."""
 
 ALL_KINDS = frozenset(Kind) - {Kind.FLOAT}
 
@@ -94,8 +104,12 @@ OPENVINO_KINDS = frozenset(
 )
 """Kinds whose arithmetic in OpenVINO's CPU plugin is known exactly."""
 
-# Integer kernels clamp to the storage type, so a narrower activation would need a clip of its own.
 UINT8_ACTIVATIONS = frozenset({8})
+"""Of runtimes whose kernels clamp to what is stored, and to nothing else."""
+
+NARROW_ACTIVATIONS = frozenset(range(2, 9))
+"""Of runtimes whose files clamp within the storage."""
+
 INT8_WEIGHTS = frozenset(range(2, 9))
 
 TORCH_CONV_DIMS = frozenset({1, 2})
@@ -146,10 +160,11 @@ TARGETS: Mapping[str, Target] = {
         Target(
             name="onnxruntime",
             kinds=ALL_KINDS,
-            activation_bits=UINT8_ACTIVATIONS,
+            activation_bits=NARROW_ACTIVATIONS,
             weight_bits=INT8_WEIGHTS,
             float_logits=True,
             note="uint8 activations, int8 weights per channel, int32 biases, QDQ form",
+            packs_weights=True,
         ),
         _torch_int8(
             "torchscript",
@@ -164,7 +179,7 @@ TARGETS: Mapping[str, Target] = {
         Target(
             name="executorch",
             kinds=XNNPACK_KINDS,
-            activation_bits=UINT8_ACTIVATIONS,
+            activation_bits=NARROW_ACTIVATIONS,
             weight_bits=INT8_WEIGHTS,
             float_logits=False,
             note="XNNPACK: int8 activations, int8 weights per channel, int32 biases, in one delegate",
@@ -185,6 +200,7 @@ TARGETS: Mapping[str, Target] = {
             note="uint8 activations, int8 weights per channel; sums fuse into convolutions, unrounded",
             broadcasts=False,
             open_sizes=False,
+            packs_weights=True,
         ),
         Target(
             name="aoti",

@@ -169,7 +169,7 @@ def test_without_output_it_is_the_activation() -> None:
     [
         (
             eq.QConfig(output=eq.ActivationConfig(bits=4)),
-            "a: found 4-bit activations, but onnxruntime takes 8 bits",
+            "a: found 4-bit activations, but torchscript takes 8 bits",
         ),
         (
             eq.QConfig(output=eq.ActivationConfig(observer="reuse_input")),
@@ -181,7 +181,7 @@ def test_without_output_it_is_the_activation() -> None:
 )
 def test_an_output_that_no_target_can_make_is_refused(qconfig: eq.QConfig, message: str) -> None:
     with pytest.raises(PlanError) as caught:
-        eq.plan(TwoConvs(), IMAGE, qconfig_mapping=qconfig)
+        eq.plan(TwoConvs(), IMAGE, "torchscript", qconfig)
     assert str(caught.value) == message
 
 

@@ -18,7 +18,7 @@ from edgeqat.interpreter.run import Interpreter
 from edgeqat.lowering import to_aoti, to_executorch, to_litert, to_onnx, to_openvino, to_torchscript
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
-from edgeqat.lowering.own_target import check_follows
+from edgeqat.lowering.own_target import check_clamps, check_follows
 from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
@@ -72,7 +72,8 @@ def lower(
 
     Raises:
         InputError: The golden inputs or the preprocessing are not those of the program's inputs.
-        PlanError: The runtime is unknown, or the program is not what your own target takes.
+        PlanError: The runtime is unknown, or the program is not what your own target takes; or it has activations of
+            fewer than 8 bits, which the runtime does not clamp.
         MissingRuntimeError: Its packages are not installed.
         EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
         OutputError: The folder cannot be written, or holds something else than an artifact.
@@ -113,9 +114,10 @@ def _check_preprocessing(program: QuantizedProgram, preprocessing: dict[str, Any
 
 def _spell(program: QuantizedProgram, target: Target) -> Spelling:
     if target.file is None:
+        check_clamps(program, target)
         return SPELLINGS[target.runtime](program, engine_of(target.name))
     check_follows(program, target)
-    return to_onnx.spell(program, None, target.storage)
+    return to_onnx.spell(program, None, target.storage, packs=target.packs_weights)
 
 
 def _check_runs(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
 from edgeqat.lookup import FUNCTIONS
@@ -42,8 +43,8 @@ OF_A_NUMBER: Mapping[str, Callable[[Sequence[float]], tuple[Kind, float, float]]
 }
 """Functions that are a sum or product with a number: of which kind, what multiplies the input's scale, the number."""
 
-SHIFTED = 5
-"""The integers are tried three times over and with so many more, at each position that vector kernels have."""
+TRIED = 3 * 256 + 5
+"""Elements that a function is tried on: all its integers over and over, some of them behind the last whole vector."""
 
 
 def kernels(writer: Writer, op: Op, x: str, name: str) -> None:
@@ -54,9 +55,7 @@ def kernels(writer: Writer, op: Op, x: str, name: str) -> None:
 
 def gather(writer: Writer, op: Op) -> None:
     """Adds the nodes that look each integer up in the table of `op`."""
-    data = writer.program.consts[op.name].data
-    assert data is not None
-    stored = writer.stored(data.numpy())
+    stored = writer.stored(_table(writer.program, op).numpy())
     if writer.storage == "int8":  # a negative index counts from the end: entry 128 is that of -128, the first of all
         stored = np.roll(np.pad(stored, (0, STORED_MAX + 1 - len(stored)), mode="edge"), -INT8_SHIFT)
     table = writer.initializer(writer.own_name(f"{op.name}:table"), stored)
@@ -73,7 +72,7 @@ def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
     ops = [op for op in program.ops if isinstance(op.attrs, LookupAttrs) and op.attrs.function in BUILDERS]
     if not ops:
         return frozenset()
-    tables = [program.consts[op.name].data for op in ops]
+    tables = [_table(program, op) for op in ops]
     writer = Writer(program)
     names = [f"#try{i}" for i in range(len(ops))]
     for op, name in zip(ops, names, strict=True):
@@ -89,22 +88,27 @@ def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
     )
     opset = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
-    count = max(len(table) for table in tables if table is not None)
-    q = torch.arange(3 * count + SHIFTED) % count
-    results = OnnxSession(model.SerializeToString()).run([q.to(torch.uint8)])
-    found = zip(ops, tables, results, strict=True)
-    here = [op for op, table, y in found if table is not None and torch.equal(y, table[q % len(table)])]
+    session, here = OnnxSession(model.SerializeToString()), list[Op]()
+    for count in {len(table) for table in tables}:
+        q = torch.arange(TRIED) % count
+        found = zip(ops, tables, session.run([q.to(torch.uint8)]), strict=True)
+        here += [op for op, table, y in found if len(table) == count and torch.equal(y, table[q])]
     return frozenset(op.name for op in here if _same_on_arm(program, op))
+
+
+def _table(program: QuantizedProgram, op: Op) -> Tensor:
+    data = program.consts[op.name].data
+    assert data is not None
+    return data
 
 
 def _same_on_arm(program: QuantizedProgram, op: Op) -> bool:
     """Whether kernels of 64-bit ARM give the table, which those here do."""
     assert isinstance(op.attrs, LookupAttrs)
     function, arguments = op.attrs.function, op.attrs.arguments
-    x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), program.consts[op.name].data
+    x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), _table(program, op)
     (s_x, z_x), (s_y, z_y) = x_grid.filled(), grid.filled()
     q = torch.arange(x_grid.qmin, x_grid.qmax + 1.0)
-    assert table is not None
     arm = OnnxRuntimeArm64()
     if function == "square":
         return torch.equal(arm.mul(q, x_grid, q, x_grid, grid), table.float())
@@ -153,10 +157,14 @@ def _plain(op_type: str, *attributes: str) -> Callable[..., None]:
 
 def _tanh(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float]) -> None:
     """tanh(x) = 2 sigmoid(2 x) - 1: on its fixed grid, the integers are those of sigmoid(2 x) on sigmoid's."""
-    bits = writer.program.grid_of(op.name).qmax.bit_length()
+    grid = writer.program.grid_of(op.name)
+    bits = grid.qmax.bit_length()
     y = writer.result("f", "Sigmoid", [_dequantize(writer, x, op, 2.0)])
     scale, zero = writer.constant(np.asarray(np.float32(2.0**-bits))), writer.constant(np.asarray(0, np.uint8))
-    writer.node("QuantizeLinear", [y, scale, zero], name)
+    if grid.qmax == STORED_MAX:
+        writer.node("QuantizeLinear", [y, scale, zero], name)
+    else:
+        writer.clip(writer.result("q", "QuantizeLinear", [y, scale, zero]), grid, name)
 
 
 def _hardsigmoid(writer: Writer, op: Op, x: str, name: str, arguments: Sequence[float]) -> None:

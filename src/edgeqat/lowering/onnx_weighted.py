@@ -108,8 +108,8 @@ def _weight(writer: Writer, const: Const, data: Tensor, axis: int | None, short:
     if key in writer.weights:
         return writer.weights[key]
     scale, zero_point = const.grid.filled()
-    name, result = writer.own_name(const.source), f"{short}d"
-    writer.initializer(name, data.numpy())
+    result = f"{short}d"
+    name = writer.weight(writer.own_name(const.source), const, data)
     writer.initializer(f"{short}s", scale.numpy())
     zero = writer.constant(zero_point.numpy().astype(np.int8))
     # Without a channel axis the attribute has no meaning, and an optimiser may stumble over it.

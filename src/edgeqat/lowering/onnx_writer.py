@@ -10,18 +10,25 @@ import numpy as np
 from torch import Tensor
 
 from edgeqat.errors import EdgeqatError, MissingRuntimeError
-from edgeqat.program import Grid, Op, QuantizedProgram
+from edgeqat.program import Const, Grid, Op, QuantizedProgram
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "Writer", "import_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "Writer", "import_onnx", "pack_nibbles"]
 
 Attributes: TypeAlias = Mapping[str, Any]
 NONE: Attributes = MappingProxyType({})
 
-OPSET = 18
-IR_VERSION = 8
+OPSET, IR_VERSION = 18, 8
+PACKED_OPSET, PACKED_IR_VERSION = 21, 10
+"""Of a file with INT4 tensors: the first that has them, so that all others load in older runtimes."""
+
+PACKED_MAX = 7
+"""Largest weight of 4 bits."""
+
+WORTH_PACKING = 128
+"""Elements from which half of their bytes is more than the Cast node takes that unpacks them."""
 
 STORED_MAX = 255
 INT8_SHIFT = 128
@@ -50,12 +57,13 @@ class Writer:
         nodes: In order.
         initializers: By name.
         storage: "uint8" or "int8": how activations are stored.
+        packs: Whether weights of up to 4 bits are stored in 4.
         weights: The dequantized weights there are already, so that a weight used twice is stored once.
     """
 
-    def __init__(self, program: QuantizedProgram, storage: str = "uint8") -> None:
+    def __init__(self, program: QuantizedProgram, storage: str = "uint8", packs: bool = False) -> None:
         self.onnx = import_onnx()
-        self.program, self.storage = program, storage
+        self.program, self.storage, self.packs = program, storage, packs
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.weights: dict[str, str] = {}
@@ -63,6 +71,17 @@ class Writer:
         self._dequantized: dict[str, str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._counter = 0
+
+    @property
+    def opset(self) -> int:
+        """The opset of the file."""
+        return PACKED_OPSET if any(self.packed(const) for const in self.program.consts.values()) else OPSET
+
+    def packed(self, const: Const) -> bool:
+        """Whether the integers of a weight are stored in 4 bits."""
+        assert const.data is not None
+        # Only weights have integers below zero.
+        return self.packs and -PACKED_MAX <= const.grid.qmin < 0 and const.data.numel() >= WORTH_PACKING
 
     def model(self) -> onnx.ModelProto:
         """The model of what was written."""
@@ -74,8 +93,9 @@ class Writer:
             [self._info(name) for name in self.program.outputs],
             list(self.initializers.values()),
         )
-        opset = [helper.make_opsetid("", OPSET)]
-        model: onnx.ModelProto = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+        opset = [helper.make_opsetid("", self.opset)]
+        version = IR_VERSION if self.opset == OPSET else PACKED_IR_VERSION
+        model: onnx.ModelProto = helper.make_model(graph, opset_imports=opset, ir_version=version)
         return model
 
     def _info(self, name: str) -> Any:
@@ -110,7 +130,10 @@ class Writer:
         if grid.qmax == STORED_MAX:
             self.node("QuantizeLinear", [floats, *self.grid(like)], made)
             return
-        wide = self.result("q", "QuantizeLinear", [floats, *self.grid(like)])
+        self.clip(self.result("q", "QuantizeLinear", [floats, *self.grid(like)]), grid, made)
+
+    def clip(self, wide: str, grid: Grid, made: str) -> None:
+        """Adds what clamps stored integers to the end of a grid."""
         self.node("Clip", [wide, "", self.constant(self.stored(np.asarray(grid.qmax)))], made)
 
     def dequantize(self, name: str) -> str:
@@ -173,6 +196,26 @@ class Writer:
         """Adds an initializer and returns its name."""
         self.initializers[name] = self.onnx.numpy_helper.from_array(array, name)
         return name
+
+    def weight(self, name: str, const: Const, data: Tensor) -> str:
+        """Adds the int8 integers of a weight, in 4 bits where they are packed; the name of the int8 tensor.
+
+        ONNX Runtime unpacks them once, when it loads the file; a DequantizeLinear of the INT4 tensor itself would
+        leave the layer in float.
+        """
+        if not self.packed(const):
+            return self.initializer(name, data.numpy())
+        proto = self.onnx.TensorProto
+        self.initializers[name] = proto(
+            name=name, data_type=proto.INT4, dims=data.shape, raw_data=pack_nibbles(data.numpy())
+        )
+        return self.result("w", "Cast", [name], {"to": proto.INT8})
+
+
+def pack_nibbles(integers: np.ndarray[Any, Any]) -> bytes:
+    """Integers -8..7, two to a byte, the first in the lower half; an odd count ends with a zero."""
+    low = np.pad(integers.reshape(-1), (0, integers.size % 2)).astype(np.uint8) & 0xF
+    return bytes(low[::2] | low[1::2] << 4)
 
 
 def scalar(scale: Tensor) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Whether a program keeps to what a user's own target takes: it may have been planned for another."""
+"""Whether a program keeps to what a target takes: it may have been planned for another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from edgeqat.errors import PlanError
 from edgeqat.program import Grid, Kind, QuantizedProgram
 from edgeqat.target_table import Target
 
-__all__ = ["check_follows"]
+__all__ = ["check_clamps", "check_follows"]
+
+STORED_MAX = 255
+
+
+def check_clamps(program: QuantizedProgram, target: Target) -> None:
+    """Checks that a runtime clamps every activation where its grid ends.
+
+    Raises:
+        PlanError: It does not.
+    """
+    for value in program.values.values():
+        if value.grid is not None and value.grid.qmax != STORED_MAX and not target.clamps_anywhere:
+            raise _other(target, f"{value.name} has the integers {value.grid.qmin}..{value.grid.qmax}")
 
 
 def check_follows(program: QuantizedProgram, target: Target) -> None:

@@ -6,6 +6,9 @@ slice, pad, max pool) acts on the uint8 tensor itself, so nothing depends on an 
 on, each measured:
 
 - scale and zero point of a per-tensor grid are 0-d: shape [1] silently blocks the fusion of additions;
+- weights of up to 4 bits are INT4 behind a Cast to INT8, which is done once, when the file is loaded: a
+  DequantizeLinear of INT4 leaves the layer in float;
+- a Clip over the uint8 tensor, behind its QuantizeLinear, ends a grid of fewer than 8 bits;
 - biases are int32 behind a DequantizeLinear: float ones leave the layer in float;
 - global pooling is GlobalAveragePool: ReduceMean stays float;
 - an activation function is the clamp of QuantizeLinear: no Relu node.
@@ -47,13 +50,13 @@ ORT_SEES_THROUGH = frozenset(
 """Ops that its optimiser removes, merges into the layer, or behind which it moves the DequantizeLinear before them."""
 
 
-def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8") -> Spelling:
-    """The ONNX file of a program; `engine` is of no meaning here, and `storage` is that of activations.
+def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8", packs: bool = True) -> Spelling:
+    """The ONNX file of a program; `engine` is of no meaning here; see `spell_model` for the others.
 
     Raises:
         MissingRuntimeError: onnx or onnxruntime is not installed.
     """
-    model = spell_model(program, storage)
+    model = spell_model(program, storage, packs=packs)
     data: bytes = model.SerializeToString(deterministic=True)
     return Spelling(
         file_name="model.onnx",
@@ -66,19 +69,22 @@ def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8")
     )
 
 
-def spell_model(program: QuantizedProgram, storage: str = "uint8", kernels: bool = True) -> onnx.ModelProto:
+def spell_model(
+    program: QuantizedProgram, storage: str = "uint8", kernels: bool = True, packs: bool = True
+) -> onnx.ModelProto:
     """The ONNX model of a program: QDQ form, dynamic batch, no metadata; passes onnx.checker.
 
     Args:
         program: The program.
         storage: How activations are stored, "uint8" or "int8".
         kernels: Whether ONNX Runtime's own kernels stand for the tables that they compute.
+        packs: Whether weights of up to 4 bits are stored in 4.
 
     Raises:
         MissingRuntimeError: onnx is not installed.
     """
     onnx = import_onnx()
-    model = _Speller(program, storage, kernels).model()
+    model = _Speller(program, storage, kernels, packs).model()
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -98,21 +104,27 @@ def taps_suffix(program: QuantizedProgram, storage: str = "uint8") -> bytes:
 
 def payload_bytes(model: onnx.ModelProto) -> int:
     """Bytes of weights and biases alone: initializers that are neither scale nor zero point nor a shape."""
-    onnx = import_onnx()
     parameters = {
         i for node in model.graph.node for i in node.input[1:3] if node.op_type in ("Conv", "Gemm", "MatMul")
     }
-    through = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    wanted = {through.get(name, name) for name in parameters}
-    return sum(onnx.numpy_helper.to_array(t).nbytes for t in model.graph.initializer if t.name in wanted)
+    for op_type in ("DequantizeLinear", "Cast"):
+        through = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == op_type}
+        parameters = {through.get(name, name) for name in parameters}
+    return sum(_stored_bytes(t) for t in model.graph.initializer if t.name in parameters)
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    packed: bool = tensor.data_type == tensor.INT4
+    # As an array, integers of 4 bits have a byte each.
+    return len(tensor.raw_data) if packed else int(import_onnx().numpy_helper.to_array(tensor).nbytes)
 
 
 class _Speller:
     """Writes the nodes of each op in program order."""
 
-    def __init__(self, program: QuantizedProgram, storage: str, kernels: bool) -> None:
-        self.program, self.writer = program, Writer(program, storage)
-        self.islands = Islands(program, OPSET)
+    def __init__(self, program: QuantizedProgram, storage: str, kernels: bool, packs: bool) -> None:
+        self.program, self.writer = program, Writer(program, storage, packs)
+        self.islands = Islands(program, self.writer.opset)
         self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
         self.exact = exact_in_kernels(program) if kernels and storage == "uint8" else frozenset()
 

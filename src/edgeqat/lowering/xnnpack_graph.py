@@ -18,10 +18,13 @@ import torch
 
 from edgeqat.program import Grid
 
-__all__ = ["ABSENT", "SHIFT", "Graph", "Located", "same_memory"]
+__all__ = ["ABSENT", "SHIFT", "Graph", "Located", "clamped", "same_memory"]
 
 SHIFT = 128
 """An activation is stored as its integer less this."""
+
+STORED_MAX = 255
+"""Where kernels clamp by themselves."""
 
 ABSENT = 2**32 - 1
 """Stands for an input that a node does not have, and for a tensor that is not external."""
@@ -184,3 +187,14 @@ class Graph:
         self._data.add_named_data(key, raw, ALIGNMENT)
         self._constants.append(self.schema.ConstantDataOffset(NAMED, len(raw), key))
         return len(self._constants) - 1
+
+
+def clamped(graph: Graph, x: Located) -> Located:
+    """What a node gave, clamped where its grid ends; XNNPACK makes that a part of the node before, where it can."""
+    if x.grid is None or x.grid.qmax == STORED_MAX:
+        return x
+    scale, zero_point = x.grid.per_tensor()
+    y = graph.tensor(x.shape, x.order, x.grid)
+    ends = ((x.grid.qmin - zero_point) * scale, (x.grid.qmax - zero_point) * scale)
+    graph.node(graph.schema.XNNClamp(x.id, y.id, 0), ends)
+    return y

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeqat.lowering.executorch_file import delegate_module, file_of
-from edgeqat.lowering.xnnpack_graph import SHIFT, Graph, Located
+from edgeqat.lowering.xnnpack_graph import SHIFT, Graph, Located, clamped
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 from edgeqat.replay.run_executorch import call_executorch, load_executorch
@@ -48,7 +48,7 @@ def function_node(graph: Graph, attrs: LookupAttrs, x: Located, grid: Grid) -> L
         return None
     y = graph.tensor(x.shape, x.order, grid)
     graph.node(node(x.id, y.id, 0), bounds)
-    return y
+    return clamped(graph, y)
 
 
 def exact_nodes(program: QuantizedProgram) -> frozenset[str]:

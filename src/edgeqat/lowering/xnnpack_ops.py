@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from edgeqat.errors import EdgeqatError
-from edgeqat.lowering.xnnpack_graph import ABSENT, CHANNELWISE_INT8, CHANNELWISE_INT32, Graph, Located
+from edgeqat.lowering.xnnpack_graph import ABSENT, CHANNELWISE_INT8, CHANNELWISE_INT32, Graph, Located, clamped
 from edgeqat.lowering.xnnpack_lookup import function_node
 from edgeqat.lowering.xnnpack_moving import in_order, move, reshaped, together
 from edgeqat.op_attrs import AveragePoolAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LookupAttrs
@@ -19,6 +19,9 @@ __all__ = ["convolve2d", "spell_op"]
 CHANNELS_LAST = (0, 2, 3, 1)
 KEEP_DIMS = 0x40
 
+WITHIN = PASSTHROUGH | {Kind.CONSTANT, Kind.AVERAGE_POOL, Kind.LOOKUP}
+"""Kinds whose results do not leave their grid: averages have their input's, and tables clamp for themselves."""
+
 T = TypeVar("T")
 
 ONE = Grid(0, 255, None, torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
@@ -26,7 +29,12 @@ ONE = Grid(0, 255, None, torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
 
 
 def spell_op(graph: Graph, program: QuantizedProgram, op: Op, args: Sequence[Located]) -> Located:
-    """Appends the nodes of an integer op; returns its result."""
+    """Appends the nodes of an integer op; returns its result, clamped where its grid ends."""
+    y = _spelled(graph, program, op, args)
+    return y if op.kind in WITHIN else clamped(graph, y)
+
+
+def _spelled(graph: Graph, program: QuantizedProgram, op: Op, args: Sequence[Located]) -> Located:
     if op.kind in (Kind.QUANTIZE, Kind.DEQUANTIZE):
         return _convert(graph, args[0], program.values[op.name].grid)
     grid = program.grid_of(op.name)

@@ -69,7 +69,7 @@ class _Fake:
     def of(grid: Grid, unit: Tensor | None = None, offset: Tensor | None = None) -> _Fake:
         """That of a grid, over values in `unit`s."""
         scale, zero_point = grid.filled()
-        low, high = scale * (grid.qmin - zero_point), scale * (grid.qmax - zero_point)
+        low, high = scale * (0 - zero_point), scale * (STEPS - zero_point)
         if unit is not None:
             low, high = low / unit, high / unit
         return _Fake(STEPS / (high - low), -low * STEPS / (high - low), low, high)
