@@ -52,7 +52,7 @@ def test_help_needs_no_torch() -> None:
     ended = run_python(code)
     assert (ended.code, ended.err) == (0, "")
     assert "heavy: []" in ended.out
-    for command in ("run", "recipes", "inspect", "verify", "bench", "compare", "doctor"):
+    for command in ("run", "recipes", "inspect", "sensitivity", "verify", "bench", "compare", "doctor"):
         assert f"\n  {command} " in ended.out
 
 

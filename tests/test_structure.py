@@ -46,11 +46,12 @@ ORDER = [
     ["portability"],
     ["simulate", "lowering"],
     ["train"],
-    ["measuring", "factory"],
+    ["measuring", "factory", "diagnose"],
     ["reporting"],
     ["run_context"],
     ["training_stages"],
     ["pipeline"],
+    ["analysis"],
     ["cli", "__init__", "recipes"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from edgeqat.version import __version__
 
 if TYPE_CHECKING:
+    from edgeqat.diagnose.sensitivity import sensitivity
+    from edgeqat.diagnose.sensitivity_table import Sensitivity
     from edgeqat.errors import EdgeqatError
     from edgeqat.graph.patterns import FusionMatch, FusionPattern
     from edgeqat.graph.pixels import Pixels
@@ -56,6 +58,7 @@ __all__ = [
     "verify",
     "verify_qdq",
     "measure",
+    "sensitivity",
     "run",
     # what they take and return
     "ActivationConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "QConfigMapping",
     "QuantizedProgram",
     "SaturationCost",
+    "Sensitivity",
     "SimulatedModel",
     "WeightConfig",
     "load_artifact",
@@ -107,6 +111,8 @@ _HOMES = {
     "QdqParity": "measuring.qdq_file",
     "measure": "measuring.measure",
     "Measurement": "measuring.measure",
+    "sensitivity": "diagnose.sensitivity",
+    "Sensitivity": "diagnose.sensitivity_table",
     "run": "pipeline",
     "EdgeqatError": "errors",
     "FusionMatch": "graph.patterns",

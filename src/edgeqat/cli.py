@@ -110,6 +110,41 @@ def inspect(
 
 
 @app.command()
+def sensitivity(
+    recipe: Annotated[str, typer.Argument(help="A YAML file or the name of a bundled recipe.")] = "digits-edge",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Directory of the run; runs/<recipe> if not given.")
+    ] = None,
+    settings: SetOption = [],  # noqa: B006  typer copies it
+    n: Annotated[int, typer.Option("--n", min=2, help="Samples at most, none of them of the test split.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """What each layer costs when it is quantized: a ranked table, and a figure beside the run.
+
+    Takes the float weights of the run in the output directory. Where there are none it trains them, and run --resume
+    goes on from there.
+    """
+    from edgeqat.recipe import load_recipe
+    from edgeqat.reporting.monitor import ConsoleMonitor
+
+    folder = Path("runs") / Path(recipe).stem if out is None else out
+    loaded = load_recipe(recipe, settings)
+    monitor = ConsoleMonitor()
+    monitor.stage(f"sensitivity of {recipe} in {folder}")
+    from edgeqat.analysis import analyse
+
+    try:
+        table = analyse(loaded, folder, n, monitor)
+    except KeyboardInterrupt:
+        _interrupted(f"float weights trained so far are kept in {folder}; the same command goes on from there")
+    if as_json:
+        print(json.dumps(table.to_dict(), indent=1))
+    else:
+        print(table)
+        print(f"figure: {folder / 'sensitivity.svg'}")
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="An artifact folder; or a QDQ .onnx file from any tool.")],
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not check the files' hashes first.")] = False,

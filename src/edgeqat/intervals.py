@@ -22,6 +22,7 @@ from edgeqat.errors import DataError
 
 __all__ = [
     "BOOTSTRAP_N",
+    "Z_95",
     "Estimate",
     "bootstrap_difference",
     "bootstrap_interval",

@@ -53,7 +53,7 @@ from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
 from edgeqat.training_stages import open_store, train_and_convert
 
-__all__ = ["plan_recipe", "run"]
+__all__ = ["AGREEMENT", "begin", "check_same", "check_task", "plan_recipe", "run"]
 
 AGREEMENT = "agreement"
 """The metric whose targets are what the float model predicts, so that it needs no labels."""
@@ -90,15 +90,11 @@ def run(
     folder = Path(out_dir)
     held = check_free(folder, overwrite, resume)
     if resume and held is not FolderState.FREE:
-        _check_same(recipe, folder)
+        check_same(recipe, folder)
         if held is FolderState.FINISHED:
             monitor.stage(f"the run in {folder} is finished")
             return read_report(folder)
-    monitor.stage(f"load {recipe.data.source}")
-    work = Run(recipe, folder, load_data(recipe), monitor)
-    model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
-    _check_takes(model, work)
-    planned = _planned(recipe, model, work.example(), work.pixels)
+    work, model, planned = begin(recipe, folder, monitor)
     check_feasible(work, model)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
@@ -114,8 +110,25 @@ def run(
     return report
 
 
-def _check_same(recipe: Recipe, folder: Path) -> None:
-    """A run is resumed with the recipe that it was begun with."""
+def begin(recipe: Recipe, folder: Path, monitor: Monitor) -> tuple[Run, nn.Module, Plan]:
+    """What a recipe begins with: its data, its model before any training, and the plan; nothing is written.
+
+    Raises:
+        InputError: The recipe, its data, model or settings cannot be used.
+    """
+    monitor.stage(f"load {recipe.data.source}")
+    work = Run(recipe, folder, load_data(recipe), monitor)
+    model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
+    _check_takes(model, work)
+    return work, model, _planned(recipe, model, work.example(), work.pixels)
+
+
+def check_same(recipe: Recipe, folder: Path) -> None:
+    """Checks that a directory holds a run of this very recipe.
+
+    Raises:
+        RecipeError: It holds one of another.
+    """
     held = load_recipe(str(folder / "recipe.yaml"))
     difference = first_difference(held.model_dump(), recipe.model_dump())
     if difference is not None:
@@ -186,9 +199,6 @@ def check_feasible(work: Run, model: nn.Module) -> None:
     work.metric  # noqa: B018  refused now, not after training
     exported = resolve_targets(recipe.export)
     runtimes = [runtime_of(rule.name) for rule in exported]
-    if recipe.task.metric == AGREEMENT and recipe.train is not None:
-        # Validation while training has no other model's predictions to compare with.
-        raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
     for runtime in recipe.gate.runtimes or ():
         if runtime not in runtimes:
             raise RecipeError(f"gate.runtimes: found {runtime!r}, wanted runtimes of export, {runtimes}")
@@ -200,14 +210,23 @@ def check_feasible(work: Run, model: nn.Module) -> None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
         if runtime == "aoti":
             check_compiler()
-    if recipe.train is not None:
-        work.batches(data.train, train=True)
-    _check_task(work, model)
+    check_task(work, model)
 
 
-def _check_task(work: Run, model: nn.Module) -> None:
-    """Computes loss and metric of one batch."""
+def check_task(work: Run, model: nn.Module) -> None:
+    """Checks that what a recipe wants can be trained and evaluated: loss and metric of one batch.
+
+    Raises:
+        RecipeError: An unknown loss or metric, or one that cannot be watched in training.
+        DataError: An augmentation does not fit, outputs and targets do not fit the metric, or it has too few samples.
+        ModelError: The loss cannot be computed, or has no gradient.
+    """
     task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
+    if work.recipe.train is not None:
+        if task.metric == AGREEMENT:
+            # Validation while training has no other model's predictions to compare with.
+            raise RecipeError("task.metric: agreement needs train: null; to train, choose a metric of the labels")
+        work.batches(data.train, train=True)
     inputs, targets = next(iter(work.batches(data.calibration, user_model=True)))
     known = "the data" if data.labels is None else f"the {len(data.labels)} classes of the data"
     outputs = call(copy.deepcopy(model).eval(), inputs)

@@ -32,7 +32,7 @@ from edgeqat.train.calibrate import calibrate
 from edgeqat.train.loop import Epoch, fit
 from edgeqat.train.store import CheckpointStore, RunIdentity
 
-__all__ = ["open_store", "plan_hash", "train_and_convert"]
+__all__ = ["open_store", "plan_hash", "prepared", "train_and_convert", "train_float"]
 
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
@@ -51,8 +51,8 @@ def plan_hash(planned: Plan) -> str:
     return own if rules == GridRules() else hashlib.sha256(f"{own} {rules}".encode()).hexdigest()
 
 
-def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:
-    """Float, PTQ and, where the recipe trains, the fine-tuned float twin and QAT."""
+def train_float(work: Run, model: nn.Module, store: CheckpointStore) -> None:
+    """Gives `model` the weights that the float stage ends with, and leaves it in eval mode."""
     train = work.recipe.train
     epochs = 0 if train is None else train.float_epochs
     if not _done(work, store, "float", model):
@@ -61,9 +61,15 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
             _fit(work, store, "float", model, epochs, train.float_lr)
         store.save_final("float", model, epochs)
     model.eval()
+
+
+def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:
+    """Float, PTQ and, where the recipe trains, the fine-tuned float twin and QAT."""
+    train = work.recipe.train
+    train_float(work, model, store)
     variants = [_float_variant(work, "float", model)]
 
-    ptq = _prepared(work, model)
+    ptq = prepared(work, model)
     if not _done(work, store, "ptq", ptq):
         work.monitor.stage("quantize after training (ptq)")
         calibrate(ptq, work.batches(work.data.calibration).inputs())
@@ -79,7 +85,7 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
         store.save_final("float_finetuned", twin, train.qat_epochs)
     variants.append(_float_variant(work, "float_finetuned", twin))
 
-    qat = _prepared(work, model)
+    qat = prepared(work, model)
     if not _done(work, store, "qat", qat):
         work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
         # A checkpoint brings its own grids; calibrating again costs little and needs no second way in.
@@ -99,7 +105,8 @@ def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bo
     return done
 
 
-def _prepared(work: Run, model: nn.Module) -> SimulatedModel:
+def prepared(work: Run, model: nn.Module) -> SimulatedModel:
+    """The simulation of a float model as the recipe wants it, not yet calibrated."""
     quantize = work.recipe.quantize
     mapping, mode = build_mapping(quantize), quantize.in_training
     fusions, opaque = build_fusions(quantize), quantize.opaque

@@ -46,6 +46,11 @@ class Quantizer(nn.Module):
         self.name = name
         self.mode = "float"
 
+    @property
+    def switch(self) -> str:
+        """The name of the quantizer that it is switched on and off with: its own, or the one whose grid it takes."""
+        return self.name
+
 
 class ActivationQuantizer(Quantizer):
     """Puts a value on its per-tensor grid; the grid's clamp is the activation function.
@@ -241,6 +246,11 @@ class SharedGrid(Quantizer):
         super().__init__(name)
         # In a tuple it is no submodule, which would save its grid twice.
         self._owner = (owner,)
+
+    @property
+    def switch(self) -> str:
+        """The name of the owner of its grid."""
+        return self._owner[0].name
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the owner's grid (mode "quantize"), else x."""

@@ -77,6 +77,11 @@ class SimulatedModel(nn.Module):
         """ "float", "calibrating", "quantized" or "converted"."""
         return self.quantizers.phase
 
+    @property
+    def forward_graph(self) -> fx.Graph:
+        """What forward computes, node by node: flat inputs to flat outputs. To be read, not changed."""
+        return self._graph
+
     def set_phase(self, phase: str) -> None:
         """Switches what every quantizer does.
 

@@ -65,10 +65,15 @@ class Seen:
         self._sample.counts = ranks.total(self._sample.counts)
 
     def outlier(self) -> tuple[float, float] | None:
-        """(largest magnitude, the 99.9 % quantile of magnitudes) where the first is an outlier, else None.
+        """What `magnitudes` gives where the first is an outlier, else None."""
+        found = self.magnitudes()
+        return found if found is not None and found[0] > OUTLIER_RATIO * found[1] else None
+
+    def magnitudes(self) -> tuple[float, float] | None:
+        """(largest magnitude, the 99.9 % quantile of magnitudes); None below ten nonzero values.
 
         Zeros do not count: most outputs of a ReLU may be zero. The largest value itself is never the quantile,
-        however few there are; below ten there are no outliers.
+        however few there are.
         """
         counts = self._sample.magnitudes()[1:]
         total = int(counts.sum())
@@ -77,8 +82,7 @@ class Seen:
         rank = min(math.ceil(0.999 * total), total - 1)
         index = int(torch.searchsorted(counts.cumsum(0), rank))
         typical = self._sample.magnitude(index + 2)  # the upper edge; the first bin was left out
-        largest = max(-self.low, self.high)
-        return (largest, typical) if largest > OUTLIER_RATIO * typical else None
+        return max(-self.low, self.high), typical
 
 
 def _stride(n: int) -> int:

@@ -122,6 +122,11 @@ class BiasQuantizer(Quantizer):
         super().__init__(name)
         self._owner = (owner,)  # the input's; in a tuple it is no submodule, which would save its grid twice
 
+    @property
+    def switch(self) -> str:
+        """The name of the input's quantizer; where the weight is in float it does nothing either."""
+        return self._owner[0].name
+
     def forward(self, bias: Tensor, weight_scale: Tensor | None) -> Tensor:
         """The bias as the runtime will hold it, or as it is in float."""
         if self.mode != "quantize" or weight_scale is None:

@@ -1,0 +1,102 @@
+"""The sensitivity analysis of a recipe: float weights as a run of it trains them, calibrated, layer by layer.
+
+    load -> float weights, from the run's checkpoint or trained -> prepare, calibrate -> sensitivity.json, .svg
+
+It shares a run's directory and checkpoints: what it trains, the run need not train again, and the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from edgeqat.data.batches import Batches
+from edgeqat.data.dataset import Dataset, Split
+from edgeqat.diagnose.sensitivity import Settings, sensitivity
+from edgeqat.diagnose.sensitivity_table import Sensitivity
+from edgeqat.files import to_json, write_atomically
+from edgeqat.pipeline import AGREEMENT, begin, check_same, check_task
+from edgeqat.recipe import Recipe
+from edgeqat.reporting.monitor import Monitor, Silent
+from edgeqat.reporting.sensitivity_figure import sensitivity_svg
+from edgeqat.run_context import Run
+from edgeqat.run_folder import FolderState, check_free, claimed
+from edgeqat.train.calibrate import calibrate
+from edgeqat.training_stages import open_store, prepared, train_float
+from edgeqat.version import __version__
+
+__all__ = ["SAMPLES", "analyse"]
+
+SAMPLES = 512
+"""The standard error of a share is then at most 2.2 points, that of a drop, on pairs, far less."""
+
+
+def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Monitor | None = None) -> Sensitivity:
+    """Measures what each layer of a recipe's calibrated model costs, and writes it beside the run.
+
+    Float weights come from the run that `out_dir` holds. Where it does not have them yet they are trained as the
+    recipe says, and kept as the run's own: `run` with `resume` goes on from there.
+
+    Args:
+        recipe: The recipe.
+        out_dir: Gets `sensitivity.json` and `sensitivity.svg`.
+        n: Samples at most: the first of the validation split, then of the calibration split. Never the test split.
+        monitor: Told of progress.
+
+    Raises:
+        InputError: The recipe, its data, model or settings, or `out_dir` cannot be used, or it holds the run of
+            another recipe.
+    """
+    monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
+    held = check_free(folder, resume=True)
+    if held is not FolderState.FREE:
+        check_same(recipe, folder)
+    work, model, planned = begin(recipe, folder, monitor)
+    check_task(work, model)
+    with contextlib.ExitStack() as claim:
+        if held is not FolderState.FINISHED:  # a finished run has its float weights, and stays as it is
+            claim.enter_context(claimed(folder, resume=True))
+            write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+        train_float(work, model, open_store(work, planned))
+        sim = prepared(work, model)
+        monitor.stage("calibrate")
+        calibrate(sim, work.batches(work.data.calibration).inputs())
+        split = _samples(work.data, n)
+        batches, settings = work.batches(split), Settings(sim)
+        monitor.stage(f"sensitivity of {len(settings.units)} layers, parts and values on {len(split)} samples")
+        metric = None if split.targets is None or recipe.task.metric == AGREEMENT else work.metric
+        classes = None if metric is None else metric.classes or work.data.labels is not None
+        with monitor.steps("sensitivity", len(settings) * len(batches)) as advance:
+            given = _told(work, batches) if metric is not None else (inputs for inputs, _ in _told(work, batches))
+            table = sensitivity(sim, given, metric, classes=classes, on_run=advance)
+        about = {"edgeqat": __version__, "recipe_sha256": recipe.sha256(), "source": recipe.data.source}
+        write_atomically(folder / "sensitivity.svg", sensitivity_svg(table))
+        write_atomically(folder / "sensitivity.json", to_json({**about, **table.to_dict()}))
+    return table
+
+
+def _samples(data: Dataset, n: int) -> Split:
+    """The first n of validation and calibration, as far as there are so many."""
+    parts = [split for split in (data.validation, data.calibration) if len(split)]
+    first = [part.take(torch.arange(min(n, len(part)))) for part in parts]
+    if len(first) == 1:
+        return first[0]
+
+    def joined(*leaves: Any) -> Any:
+        return torch.cat(leaves)[:n] if isinstance(leaves[0], Tensor) else leaves[0]
+
+    inputs, targets = pytree.tree_map(joined, *((part.inputs, part.targets) for part in first))
+    return Split(inputs, targets)
+
+
+def _told(work: Run, batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """The batches; each is told of, for there may be no terminal for a progress bar."""
+    for index, batch in enumerate(batches, start=1):
+        work.monitor.line(f"batch {index} of {len(batches)}")
+        yield batch
