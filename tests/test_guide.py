@@ -19,12 +19,16 @@ def run_block(word: str, folder: Path) -> str:
 
 
 def test_every_block_is_run() -> None:
-    assert GUIDE.count("```python") == 2
+    assert GUIDE.count("```python") == 3
 
 
 def test_the_example_of_a_mapping_runs_and_does_what_it_says(tmp_path: Path) -> None:
     found = run_block("eq.QConfigMapping()", tmp_path)
     assert "3: linear float" in found and "(its QConfig is None)" in found
+
+
+def test_the_example_of_the_aids_runs_and_no_layer_gets_worse(tmp_path: Path) -> None:
+    assert run_block("eq.adaround(", tmp_path) == "True\n"
 
 
 @EXACT_ARITHMETIC

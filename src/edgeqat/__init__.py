@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from edgeqat.planning import Plan, plan
     from edgeqat.portability import Hazard, SaturationCost, hazards, saturation_cost
     from edgeqat.program import QuantizedProgram
+    from edgeqat.ptq.adaround import AdaRound, AdaRoundConfig, adaround
+    from edgeqat.ptq.correct_bias import BiasCorrection, correct_biases
+    from edgeqat.ptq.equalize import Equalization, equalize
     from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
     from edgeqat.qconfig_mapping import QConfigMapping
     from edgeqat.simulate.build import prepare
@@ -47,7 +50,10 @@ __all__ = [
     # stages, in pipeline order
     "plan",
     "prepare",
+    "equalize",
     "calibrate",
+    "adaround",
+    "correct_biases",
     "fit",
     "reestimate_batch_norm",
     "convert",
@@ -62,9 +68,13 @@ __all__ = [
     "run",
     # what they take and return
     "ActivationConfig",
+    "AdaRound",
+    "AdaRoundConfig",
     "Artifact",
     "BatchNormSchedule",
+    "BiasCorrection",
     "EdgeqatError",
+    "Equalization",
     "FusionMatch",
     "FusionPattern",
     "Hazard",
@@ -91,7 +101,14 @@ _HOMES = {
     "Plan": "planning",
     "prepare": "simulate.build",
     "SimulatedModel": "simulate.model",
+    "equalize": "ptq.equalize",
+    "Equalization": "ptq.equalize",
     "calibrate": "train.calibrate",
+    "adaround": "ptq.adaround",
+    "AdaRound": "ptq.adaround",
+    "AdaRoundConfig": "ptq.adaround",
+    "correct_biases": "ptq.correct_bias",
+    "BiasCorrection": "ptq.correct_bias",
     "fit": "train.loop",
     "BatchNormSchedule": "train.batch_norm",
     "reestimate_batch_norm": "train.batch_norm",

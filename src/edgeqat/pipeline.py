@@ -39,12 +39,13 @@ from edgeqat.measuring.profile import profile_ops
 from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import evaluate
 from edgeqat.planning import Plan, plan
+from edgeqat.ptq_stage import read_aids
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.page import render_page
 from edgeqat.reporting.schema import FLOAT_TWIN, Report, read_report
-from edgeqat.run_context import Run
+from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
 from edgeqat.target_rules import resolve_targets
@@ -54,9 +55,6 @@ from edgeqat.train.store import first_difference
 from edgeqat.training_stages import open_store, train_and_convert
 
 __all__ = ["AGREEMENT", "begin", "check_same", "check_task", "plan_recipe", "run"]
-
-AGREEMENT = "agreement"
-"""The metric whose targets are what the float model predicts, so that it needs no labels."""
 
 
 def run(
@@ -104,7 +102,8 @@ def run(
         _lower_all(work, variants)
         _verify_all(work, variants)
         _measure_all(work, variants)
-        report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric)
+        test, aids = work.batches(work.data.test), read_aids(folder)
+        report = build_report(recipe, work.data, test, variants, work.metric, aids)
         write_atomically(folder / "report.html", render_page(report, str(planned)))
         write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
     return report

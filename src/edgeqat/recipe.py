@@ -15,16 +15,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
-from edgeqat.recipe_quantize import QuantizeSection, Section
+from edgeqat.recipe_quantize import LARGEST, QuantizeSection, Section
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
 from edgeqat.target_file import is_target_file
 from edgeqat.validation import explain
 
 __all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
 
-
-LARGEST = 2**31 - 1
-"""What any count may be: beyond it libraries fail, each in its own way and some only after all the work."""
 
 MAX_THREADS = 1024
 

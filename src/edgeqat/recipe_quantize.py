@@ -10,7 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from edgeqat.callables import is_callable_name
 from edgeqat.observer_args import ACTIVATION_ARGUMENTS, WEIGHT_ARGUMENTS, wrong_argument
 
-__all__ = ["ActivationsSection", "Override", "QuantizeSection", "Section", "WeightsSection"]
+__all__ = [
+    "LARGEST",
+    "ActivationsSection",
+    "AdaRoundSection",
+    "Override",
+    "PtqSection",
+    "QuantizeSection",
+    "Section",
+    "WeightsSection",
+]
+
+
+LARGEST = 2**31 - 1
+"""What any count may be: beyond it libraries fail, each in its own way and some only after all the work."""
 
 
 class Section(BaseModel):
@@ -92,6 +105,30 @@ class Override(Section):
         return self
 
 
+class AdaRoundSection(Section):
+    """How AdaRound searches: edgeqat.AdaRoundConfig."""
+
+    iterations: Annotated[int, Field(ge=1, le=LARGEST)] = 1000
+    positions: Annotated[int, Field(ge=1, le=LARGEST)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST)] = 256
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+class PtqSection(Section):
+    """What is done about the loss of quantization before anything is trained, in this order."""
+
+    equalize: bool = False
+    adaround: AdaRoundSection | None = None
+    correct_bias: bool = False
+
+    @property
+    def chosen(self) -> list[str]:
+        """The aids that are on."""
+        given = {"equalize": self.equalize, "adaround": self.adaround is not None, "correct_bias": self.correct_bias}
+        return [name for name, on in given.items() if on]
+
+
 class QuantizeSection(Section):
     """What is quantized, and how."""
 
@@ -102,6 +139,7 @@ class QuantizeSection(Section):
     batch_norm: Literal["fold", "live", "frozen"] = "fold"
     opaque: list[str] = []
     fusions: list[list[str] | str] = []
+    ptq: PtqSection = PtqSection()
 
     @field_validator("fusions", mode="before")
     @classmethod
@@ -122,6 +160,12 @@ class QuantizeSection(Section):
                 named = ", ".join(f"{key}: {value}" for key, value in override.selector.items())
                 raise ValueError(f"entries {first} and {i} are both for {named}; keep one")
         return overrides
+
+    @model_validator(mode="after")
+    def _aids_want_folded(self) -> QuantizeSection:
+        if self.ptq.chosen and self.batch_norm != "fold":
+            raise ValueError(f"ptq.{self.ptq.chosen[0]} wants quantize.batch_norm: fold, found {self.batch_norm}")
+        return self
 
     @property
     def in_training(self) -> str:

@@ -19,7 +19,10 @@ from edgeqat.recipe import Recipe
 from edgeqat.reporting.monitor import Monitor
 from edgeqat.signature import Batch
 
-__all__ = ["Run"]
+__all__ = ["AGREEMENT", "Run"]
+
+AGREEMENT = "agreement"
+"""The metric whose targets are what the float model predicts, so that it needs no labels."""
 
 EVAL_BATCH = 128
 

@@ -19,6 +19,7 @@ from edgeqat.grid_rules import GridRules
 from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
 from edgeqat.planning import Plan
+from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.summary import figure
@@ -28,7 +29,7 @@ from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.target_rules import resolve_targets
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
-from edgeqat.train.calibrate import calibrate
+from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.loop import Epoch, fit
 from edgeqat.train.store import CheckpointStore, RunIdentity
 
@@ -72,7 +73,7 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
     ptq = prepared(work, model)
     if not _done(work, store, "ptq", ptq):
         work.monitor.stage("quantize after training (ptq)")
-        calibrate(ptq, work.batches(work.data.calibration).inputs())
+        quantize_after_training(work, ptq)
         store.save_final("ptq", ptq, 0)
     variants.append(Variant("ptq", ptq.eval(), convert(ptq)))
     if train is None:
@@ -88,8 +89,9 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
     qat = prepared(work, model)
     if not _done(work, store, "qat", qat):
         work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
-        # A checkpoint brings its own grids; calibrating again costs little and needs no second way in.
-        calibrate(qat, work.batches(work.data.calibration).inputs())
+        # It starts from what ptq ended with, its rounding included; a checkpoint brings weights and grids of its own.
+        put_weights(qat, weights_of(ptq), "ptq")
+        qat.set_phase("quantized")
         norms = _batch_norm_schedule(work.recipe)
         _fit(work, store, "qat", qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms)
         store.save_final("qat", qat, train.qat_epochs)

@@ -15,6 +15,7 @@ from edgeqat.recipe import Recipe
 from edgeqat.reporting.changes import find_changes
 from edgeqat.reporting.schema import (
     FLOAT_TWIN,
+    AidRow,
     HazardRow,
     LatencyRow,
     MetricRow,
@@ -37,7 +38,12 @@ def samples_path(variant: Variant, runtime: str) -> str:
 
 
 def build_report(
-    recipe: Recipe, data: Dataset, test: Iterable[tuple[Batch, Any]], variants: list[Variant], metric: Metric
+    recipe: Recipe,
+    data: Dataset,
+    test: Iterable[tuple[Batch, Any]],
+    variants: list[Variant],
+    metric: Metric,
+    aids: Sequence[AidRow] = (),
 ) -> Report:
     """Everything that was found, as report.json holds it.
 
@@ -47,6 +53,7 @@ def build_report(
         test: The test split in batches.
         variants: Lowered, verified and measured.
         metric: The recipe's.
+        aids: What each aid of post-training quantization did.
     """
     rows: list[Row] = []
     scores: dict[tuple[str, str], Scores] = {}
@@ -71,6 +78,7 @@ def build_report(
         },
         results=rows,
         gate=judge(rows, recipe.gate, list(variants[0].artifacts), gated),
+        ptq_aids=list(aids),
     )
 
 

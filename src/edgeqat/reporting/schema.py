@@ -13,6 +13,8 @@ from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.recipe import GateSection
 
 __all__ = [
+    "AidRow",
+    "AidScore",
     "ChangedSample",
     "Changes",
     "Check",
@@ -181,6 +183,28 @@ class Row(_Record):
     hazards: list[HazardRow] = Field(default_factory=list)
 
 
+class AidScore(_Record):
+    """What the simulation scores over some samples: its metric, and how near its outputs are to the float model's.
+
+    `metric` is None without labels. `sqnr_db` is ten times the decimal logarithm of the power of the float outputs
+    over that of the difference; None where there is no difference.
+    """
+
+    metric: float | None
+    sqnr_db: float | None
+
+
+class AidRow(_Record):
+    """An aid of post-training quantization: the scores before it and after it, on the same n samples of `split`."""
+
+    aid: Literal["equalize", "adaround", "correct_bias"]
+    split: Literal["validation", "calibration"]
+    n: int
+    before: AidScore
+    after: AidScore
+    changed: str
+
+
 class Check(_Record):
     """One limit of the gate, against one row."""
 
@@ -210,6 +234,7 @@ class Report(_Record):
     data: dict[str, Any]
     results: list[Row] = Field(min_length=1)
     gate: Gate
+    ptq_aids: list[AidRow] = Field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to report.json."""
