@@ -73,6 +73,18 @@ def test_resolved_recipe_writes_every_default_out() -> None:
     }
 
 
+def test_aids_for_training_are_off_unless_asked_for() -> None:
+    recipe = load_recipe("digits-edge")
+    assert recipe.train is not None
+    assert (recipe.train.distill, recipe.train.ema, recipe.train.oscillation) == (None, None, None)
+    assert recipe.train.progressive == [] and recipe.quantize.first_last is None
+    asked = load_recipe("digits-edge", ["train.oscillation={freeze: {}, dampen: {}}"])
+    assert asked.train is not None and asked.train.oscillation is not None
+    freeze, dampen = asked.train.oscillation.freeze, asked.train.oscillation.dampen
+    assert freeze is not None and (freeze.first, freeze.last, freeze.begin) == (0.1, 0.01, 0.25)
+    assert dampen is not None and (dampen.first, dampen.last, dampen.begin) == (0.0, 0.1, 0.25)
+
+
 def test_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, "# nothing\n")) == Recipe()
 
@@ -129,6 +141,20 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
             "train.freeze_batch_norm_after wants quantize.batch_norm: frozen, found fold",
         ),
         ("train: {reestimate_batches: 2}", "train.reestimate_batches wants quantize.batch_norm: live or frozen"),
+        ("train: {ema: {decay: 1.0}}", "train.ema.decay: found 1.0: input should be less than 1"),
+        ("train: {ema: {decai: 0.9}}", "unknown key train.ema.decai; did you mean decay?"),
+        ("train: {distill: {temperature: 0}}", "train.distill.temperature: found 0: input should be greater than 0"),
+        ("train: {distill: {weight: 1.5}}", "train.distill.weight: found 1.5: input should be less than or equal"),
+        ("train: {oscillation: {momentum: 1.0}}", "train.oscillation.momentum: found 1.0: input should be less"),
+        ("train: {oscillation: {max_bits: 9}}", "train.oscillation.max_bits: found 9: input should be less"),
+        ("train: {oscillation: {freeze: {begin: 1}}}", "train.oscillation.freeze.begin: found 1: input should be"),
+        ("train: {oscillation: {dampen: {last: -1}}}", "train.oscillation.dampen.last: found -1: input should be"),
+        ("train: {oscillation: {freeze: {shape: step}}}", "train.oscillation.freeze.shape: found 'step'"),
+        ("train: {progressive: [{epochs: 1}]}", "wanted weights or activations, the bits of the stage"),
+        ("train: {progressive: [{weights: 8}]}", "train.progressive.0.epochs"),
+        ("train: {progressive: [{weights: 9, epochs: 1}]}", "train.progressive.0.weights: found 9"),
+        ("quantize: {first_last: {weights: {bits: 1}}}", "quantize.first_last.weights.bits: found 1"),
+        ("quantize: {first_last: {output: {}}}", "unknown key quantize.first_last.output"),
         ("quantize: {overrides: [{quantize: false}]}", "wanted exactly one of module, regex, type"),
         ("quantize: {overrides: [{module: a, type: b}]}", "found ['module', 'type'], wanted exactly one"),
         ("quantize: {fusions: [conv1]}", "quantize.fusions: found ['conv1']: each wants to be a list of module names"),
@@ -423,6 +449,22 @@ overrides = st.fixed_dictionaries({"regex": texts}, optional={"quantize": st.boo
     {"regex": texts, "type": texts, "index": st.integers(0, 2**31 - 1)},
     optional={"activations": st.none() | activations, "output": st.none() | activations},
 )
+shares = st.floats(0, 1, exclude_max=True)
+annealed = st.fixed_dictionaries(
+    {}, optional={"first": rates, "last": rates, "begin": shares, "shape": st.sampled_from(["cosine", "linear"])}
+)
+aids = {
+    "distill": st.none() | st.fixed_dictionaries({}, optional={"weight": st.floats(0, 1)}),
+    "ema": st.none() | st.fixed_dictionaries({}, optional={"decay": shares}),
+    "oscillation": st.none()
+    | st.fixed_dictionaries({}, optional={"max_bits": bits, "freeze": st.none() | annealed, "dampen": annealed}),
+    "progressive": st.lists(
+        st.fixed_dictionaries(
+            {"epochs": st.integers(0, 9), "weights": bits}, optional={"activations": st.none() | bits}
+        ),
+        max_size=2,
+    ),
+}
 recipes = st.fixed_dictionaries(
     {},
     optional={
@@ -450,7 +492,8 @@ recipes = st.fixed_dictionaries(
                 ),
             },
         ),
-        "train": st.none() | st.fixed_dictionaries({}, optional={"float_lr": rates, "seed": st.integers(0, 2**63)}),
+        "train": st.none()
+        | st.fixed_dictionaries({}, optional={"float_lr": rates, "seed": st.integers(0, 2**63 - 1), **aids}),
         "gate": st.fixed_dictionaries(
             {}, optional={"max_drop": st.none() | numbers, "min_agreement": st.none() | st.floats(0, 1)}
         ),

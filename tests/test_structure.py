@@ -36,12 +36,14 @@ ORDER = [
         "strict_yaml",
         "validation",
         "recipe",
+        "recipe_numbers",
         "recipe_quantize",
+        "recipe_train",
         "target_file",
     ],
     ["qconfig", "qconfig_torch", "qconfig_mapping", "target_table", "target_rules", "zoo", "data"],
     ["graph"],
-    ["plan_table", "float_reasons", "grid_rules"],
+    ["plan_table", "first_last", "float_reasons", "grid_rules"],
     ["planning", "interpreter"],
     ["portability"],
     ["simulate", "lowering"],
@@ -61,7 +63,7 @@ MAX_FILE_LINES = 400
 LONGER_FILES: dict[str, int] = {}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
-    # fit's docstring explains seventeen arguments, and what it raises; its body has 27 lines.
+    # fit's docstring explains eighteen arguments, and what it raises; its body has 34 lines.
     "train/loop.py:fit": 93,
 }
 

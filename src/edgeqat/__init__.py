@@ -42,9 +42,14 @@ if TYPE_CHECKING:
     from edgeqat.simulate.freeze import convert
     from edgeqat.simulate.model import SimulatedModel
     from edgeqat.target_rules import targets
+    from edgeqat.train.aids import QatAids
     from edgeqat.train.batch_norm import BatchNormSchedule, reestimate_batch_norm
     from edgeqat.train.calibrate import calibrate
+    from edgeqat.train.distillation import Distillation
+    from edgeqat.train.ema import Ema
     from edgeqat.train.loop import History, fit
+    from edgeqat.train.oscillation import Annealed, Oscillation
+    from edgeqat.train.progressive import carry_weights
 
 __all__ = [
     # stages, in pipeline order
@@ -56,6 +61,7 @@ __all__ = [
     "correct_biases",
     "fit",
     "reestimate_batch_norm",
+    "carry_weights",
     "convert",
     "reference",
     "hazards",
@@ -70,22 +76,27 @@ __all__ = [
     "ActivationConfig",
     "AdaRound",
     "AdaRoundConfig",
+    "Annealed",
     "Artifact",
     "BatchNormSchedule",
     "BiasCorrection",
+    "Distillation",
     "EdgeqatError",
+    "Ema",
     "Equalization",
     "FusionMatch",
     "FusionPattern",
     "Hazard",
     "History",
     "Measurement",
+    "Oscillation",
     "Parity",
     "Pixels",
     "Plan",
     "QdqParity",
     "QConfig",
     "QConfigMapping",
+    "QatAids",
     "QuantizedProgram",
     "SaturationCost",
     "Sensitivity",
@@ -113,6 +124,12 @@ _HOMES = {
     "BatchNormSchedule": "train.batch_norm",
     "reestimate_batch_norm": "train.batch_norm",
     "History": "train.loop",
+    "QatAids": "train.aids",
+    "Distillation": "train.distillation",
+    "Ema": "train.ema",
+    "Oscillation": "train.oscillation",
+    "Annealed": "train.oscillation",
+    "carry_weights": "train.progressive",
     "convert": "simulate.freeze",
     "reference": "interpreter.run",
     "hazards": "portability",

@@ -20,14 +20,15 @@ from edgeqat.data.batches import Batches
 from edgeqat.data.dataset import Dataset, Split
 from edgeqat.diagnose.sensitivity import Settings, sensitivity
 from edgeqat.diagnose.sensitivity_table import Sensitivity
+from edgeqat.factory import build_mapping
 from edgeqat.files import to_json, write_atomically
-from edgeqat.pipeline import AGREEMENT, begin, check_same, check_task
+from edgeqat.pipeline import begin, check_same, check_task
+from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.sensitivity_figure import sensitivity_svg
-from edgeqat.run_context import Run
+from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
-from edgeqat.train.calibrate import calibrate
 from edgeqat.training_stages import open_store, prepared, train_float
 from edgeqat.version import __version__
 
@@ -64,9 +65,9 @@ def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Moni
             claim.enter_context(claimed(folder, resume=True))
             write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         train_float(work, model, open_store(work, planned))
-        sim = prepared(work, model)
+        sim = prepared(work, model, build_mapping(recipe.quantize))
         monitor.stage("calibrate")
-        calibrate(sim, work.batches(work.data.calibration).inputs())
+        quantize_after_training(work, sim)
         split = _samples(work.data, n)
         batches, settings = work.batches(split), Settings(sim)
         monitor.stage(f"sensitivity of {len(settings.units)} layers, parts and values on {len(split)} samples")

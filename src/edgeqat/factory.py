@@ -15,10 +15,23 @@ from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import ModelSection
 from edgeqat.recipe_quantize import ActivationsSection, Override, QuantizeSection, WeightsSection
+from edgeqat.recipe_train import AnnealedSection, TrainSection
+from edgeqat.train.aids import QatAids
 from edgeqat.train.checkpoint import load_weights
+from edgeqat.train.distillation import Distillation
+from edgeqat.train.ema import Ema
 from edgeqat.train.losses import Loss, resolve_loss
+from edgeqat.train.oscillation import Annealed, Oscillation
 
-__all__ = ["build_fusions", "build_loss", "build_mapping", "build_metric", "build_model"]
+__all__ = [
+    "build_aids",
+    "build_fusions",
+    "build_loss",
+    "build_mapping",
+    "build_metric",
+    "build_model",
+    "build_twin_aids",
+]
 
 
 def build_model(section: ModelSection, seed: int) -> nn.Module:
@@ -73,6 +86,31 @@ def build_metric(name: str) -> Metric:
         raise RecipeError(f"task.metric: {error}") from error
 
 
+def build_aids(section: TrainSection, teacher: nn.Module) -> QatAids:
+    """What helps the quantization-aware training of a recipe; the teacher counts where it distils."""
+    distillation, oscillation = None, None
+    if section.distill is not None:
+        distillation = Distillation(teacher, section.distill.weight, section.distill.temperature)
+    if section.oscillation is not None:
+        own = section.oscillation
+        freeze, dampen = _annealed(own.freeze), _annealed(own.dampen)
+        oscillation = Oscillation(own.momentum, own.max_bits, freeze, dampen)
+    return QatAids(distillation, oscillation, _ema(section))
+
+
+def build_twin_aids(section: TrainSection) -> QatAids:
+    """What the float twin's fine-tuning gets of that: moving averages, so that QAT is not credited with their gain."""
+    return QatAids(ema=_ema(section))
+
+
+def _ema(section: TrainSection) -> Ema | None:
+    return None if section.ema is None else Ema(section.ema.decay, section.ema.reestimate_batches)
+
+
+def _annealed(section: AnnealedSection | None) -> Annealed | None:
+    return None if section is None else Annealed(section.first, section.last, section.begin, section.shape)
+
+
 def build_fusions(section: QuantizeSection) -> list[Fusion]:
     """The fusions of a recipe: lists of module names as they are, and the FusionPatterns that it names.
 
@@ -101,6 +139,9 @@ def build_mapping(section: QuantizeSection) -> QConfigMapping:
         None if section.output is None else _activation(section.output),
     )
     mapping = QConfigMapping().set_global(base)
+    if section.first_last is not None:
+        ends = section.first_last
+        mapping.set_first_last(QConfig(_activation(ends.activations), _weight(ends.weights)))
     for override in section.overrides:
         qconfig = _override(override, base)
         if override.module is not None:

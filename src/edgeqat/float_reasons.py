@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from edgeqat.first_last import FirstLast
 from edgeqat.graph.form import Form, shape_of
 from edgeqat.graph.forms import PROBABILITIES
 from edgeqat.graph.fuse import FusedGraph, Region
@@ -37,6 +38,7 @@ class FloatReasons:
         blocks = (LayerId(group.module, group.type) for group in fused.groups)
         mapping.check_used([*blocks, *self._layers.values()])
         self._region_of: dict[fx.Node, Region] = {node: r for r in fused.regions for node in r.nodes}
+        self._ends = FirstLast(fused, self._region_of, any(rule.pools_keep_grid for rule in rules))
         self._of_group: dict[Group, str] = {}
         self._behind: dict[Region, list[Region]] = {}
         while self._leave_a_group_in_float():  # one may be the reason for another: they share a batch norm
@@ -55,8 +57,11 @@ class FloatReasons:
     def _asked_for(self, region: Region) -> QConfig | None:
         layer, group = self._layers[region.anchor.name], region.group
         if group is not None and not self._mapping.names_inside(group.module, layer.module):
-            return self._mapping.lookup(LayerId(group.module, group.type))
-        return self._mapping.lookup(layer)
+            layer = LayerId(group.module, group.type)
+        own, wanted = self._mapping.lookup(layer), self._mapping.first_last
+        if own is None or wanted is None or self._mapping.names(layer):
+            return own
+        return self._ends.applied(region, own, wanted)
 
     def of(self, region: Region) -> str:
         """The reason why a region cannot run in integers, "" where only its inputs may still prevent it."""

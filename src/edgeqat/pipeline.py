@@ -40,6 +40,7 @@ from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import evaluate
 from edgeqat.planning import Plan, plan
 from edgeqat.ptq_stage import read_aids
+from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
@@ -50,11 +51,12 @@ from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import runtime_of
+from edgeqat.train.distillation import check_distillable
 from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
-from edgeqat.training_stages import open_store, train_and_convert
+from edgeqat.training_stages import open_store, stages_of, train_and_convert
 
-__all__ = ["AGREEMENT", "begin", "check_same", "check_task", "plan_recipe", "run"]
+__all__ = ["begin", "check_same", "check_task", "plan_recipe", "run"]
 
 
 def run(
@@ -150,10 +152,13 @@ def plan_recipe(recipe: Recipe) -> Plan:
     return _planned(recipe, model, torch.zeros(2, 3, data.image_size, data.image_size, dtype=dtype), pixels)
 
 
-def _planned(recipe: Recipe, model: nn.Module, example: Batch, pixels: Pixels | None) -> Plan:
+def _planned(
+    recipe: Recipe, model: nn.Module, example: Batch, pixels: Pixels | None, mapping: QConfigMapping | None = None
+) -> Plan:
+    """The plan of a recipe; of a stage of its training, which has a mapping of its own."""
     quantize = recipe.quantize
-    mapping, mode = build_mapping(quantize), quantize.in_training
-    fusions, opaque = build_fusions(quantize), quantize.opaque
+    mapping = build_mapping(quantize) if mapping is None else mapping
+    mode, fusions, opaque = quantize.in_training, build_fusions(quantize), quantize.opaque
     return plan(model, example, recipe.export, mapping, fusions, batch_norm=mode, opaque=opaque, pixels=pixels)
 
 
@@ -191,6 +196,7 @@ def check_feasible(work: Run, model: nn.Module) -> None:
         RecipeError: An unknown loss or metric, or a gate on a runtime that is not exported.
         DataError: An augmentation that is unknown or does not fit, too few test samples for measure.batch, or outputs
             and targets that the metric does not take.
+        PlanError: A stage of progressive training has bits that a target does not take.
         ModelError: The loss of one batch cannot be computed, or has no gradient.
         MissingRuntimeError: A runtime that is exported to is not installed.
     """
@@ -209,6 +215,9 @@ def check_feasible(work: Run, model: nn.Module) -> None:
             raise MissingRuntimeError(runtime, runtime, "not all of its packages are installed")
         if runtime == "aoti":
             check_compiler()
+    if recipe.train is not None:
+        for stage in stages_of(recipe.train, "qat")[:-1]:
+            _planned(recipe, model, work.example(), work.pixels, stage.mapping(recipe))
     check_task(work, model)
 
 
@@ -234,6 +243,11 @@ def check_task(work: Run, model: nn.Module) -> None:
             check_loss(loss, task.loss, data.source, outputs, targets)
         except ModelError as error:
             raise ModelError(f"{error}; check model.args and task.loss against {known}") from error
+    if work.recipe.train is not None and work.recipe.train.distill is not None:
+        try:
+            check_distillable(outputs, targets)
+        except InputError as error:
+            raise RecipeError(f"train.distill: {error}") from error
     if task.metric == AGREEMENT:
         targets = outputs  # those of the float model, which no data set holds
     scores = evaluate(lambda _: outputs, [(inputs, targets)], work.metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from edgeqat.errors import PlanError
@@ -158,3 +158,12 @@ class QConfig:
     def result(self) -> ActivationConfig:
         """What the layer's output is quantized with."""
         return self.activation if self.output is None else self.output
+
+    def at_least(self, weights: int, activations: int) -> QConfig:
+        """The same with no fewer bits than these."""
+
+        def wide(config: ActivationConfig) -> ActivationConfig:
+            return replace(config, bits=max(config.bits, activations))
+
+        weight = replace(self.weight, bits=max(self.weight.bits, weights))
+        return QConfig(wide(self.activation), weight, None if self.output is None else wide(self.output))

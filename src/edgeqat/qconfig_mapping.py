@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import operator
 import re
@@ -76,8 +77,9 @@ class _Refused:
 class QConfigMapping:
     """Which QConfig each layer gets.
 
-    From the strongest rule to the weakest: the index-th op of a type in a module, a module's name, a regex, an
-    object type, the global one. Setters return the mapping, so that they chain; setting the same again replaces it.
+    From the strongest rule to the weakest: the index-th op of a type in a module, a module's name, a regex, first and
+    last layers, an object type, the global one. Setters return the mapping, so that they chain; setting the same again
+    replaces it.
 
     >>> mapping = QConfigMapping().set_global(QConfig()).set_module_name("fc", None)
     >>> mapping.lookup(LayerId("fc", "Linear", "linear")) is None
@@ -88,6 +90,7 @@ class QConfigMapping:
 
     def __init__(self) -> None:
         self._global: QConfig | None = QConfig()
+        self._first_last: QConfig | None = None
         self._types: dict[str, QConfig | _Refused | None] = {}
         self._optional: set[str] = set()  # types that torch.ao's default mappings list, in the model or not
         self._regexes: dict[_Pattern, QConfig | None] = {}
@@ -136,27 +139,77 @@ class QConfigMapping:
         self._orders[_pattern(module_name_regex), _type_name(object_type), index] = as_qconfig(qconfig)
         return self
 
+    def set_first_last(self, qconfig: Any) -> QConfigMapping:
+        """Sets the QConfig of the first and the last layers with weights, which networks of few bits keep at 8.
+
+        Its `weight` is that of their weights. Its `activation` is that of what they read and of what the last ones
+        give. What the first ones give keeps its own. A layer that a rule names (by index, name or regex), or that is
+        left in float, keeps all of its own.
+
+        Args:
+            qconfig: Ours or torch.ao's; None for no such rule.
+        """
+        self._first_last = as_qconfig(qconfig)
+        return self
+
+    @property
+    def first_last(self) -> QConfig | None:
+        """What `set_first_last` was given."""
+        return self._first_last
+
+    def at_least(self, weights: int = 2, activations: int = 2) -> QConfigMapping:
+        """A copy in which nothing has fewer bits than these, for the stages before the last of progressive training.
+
+        >>> from edgeqat.qconfig import WeightConfig
+        >>> mapping = QConfigMapping().set_global(QConfig(weight=WeightConfig(bits=4)))
+        >>> mapping.at_least(weights=6).lookup(LayerId("fc", "Linear")).weight.bits
+        6
+        """
+
+        def widened(found: Any) -> Any:
+            return found.at_least(weights, activations) if isinstance(found, QConfig) else found
+
+        wide = copy.copy(self)
+        wide._global, wide._first_last = widened(self._global), widened(self._first_last)
+        wide._types = {key: widened(found) for key, found in self._types.items()}
+        wide._optional = set(self._optional)
+        wide._regexes = {key: widened(found) for key, found in self._regexes.items()}
+        wide._names = {key: widened(found) for key, found in self._names.items()}
+        wide._orders = {key: widened(found) for key, found in self._orders.items()}
+        return wide
+
     def lookup(self, layer: LayerId) -> QConfig | None:
-        """The QConfig of a layer.
+        """The QConfig of a layer, but for what `set_first_last` makes of it, which its place in the network decides.
 
         Raises:
             PlanError: It is a QConfig of torch.ao's default mappings that has no counterpart.
         """
-        for (pattern, kind, index), qconfig in self._orders.items():
-            if index == layer.index and kind == layer.kind and pattern.matches(layer.parent):
-                return qconfig
-        path = layer.module
-        while path:
-            if path in self._names:
-                return self._names[path]
-            path = path.rpartition(".")[0]
-        for pattern, qconfig in self._regexes.items():
-            if pattern.matches(layer.module):
-                return qconfig
+        named = self._named(layer)
+        if named is not None:
+            return named[0]
         found = self._types.get(layer.type, self._types.get(layer.kind, self._global))
         if isinstance(found, _Refused):
             raise PlanError(f"{layer.module or '<model>'} ({layer.kind}): {found.why}")
         return found
+
+    def names(self, layer: LayerId) -> bool:
+        """Whether a rule names the layer: by index, name or regex."""
+        return self._named(layer) is not None
+
+    def _named(self, layer: LayerId) -> tuple[QConfig | None] | None:
+        """What such a rule says; None where none does."""
+        for (pattern, kind, index), qconfig in self._orders.items():
+            if index == layer.index and kind == layer.kind and pattern.matches(layer.parent):
+                return (qconfig,)
+        path = layer.module
+        while path:
+            if path in self._names:
+                return (self._names[path],)
+            path = path.rpartition(".")[0]
+        for pattern, qconfig in self._regexes.items():
+            if pattern.matches(layer.module):
+                return (qconfig,)
+        return None
 
     def names_inside(self, block: str, module: str) -> bool:
         """Whether a rule names `module`, or what holds it, and neither the module `block` nor what holds that."""

@@ -15,22 +15,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
-from edgeqat.recipe_quantize import LARGEST, QuantizeSection, Section
+from edgeqat.recipe_numbers import Fraction, Number, Positive, Rate
+from edgeqat.recipe_quantize import QuantizeSection, Section
+from edgeqat.recipe_train import TrainSection
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
 from edgeqat.target_file import is_target_file
 from edgeqat.validation import explain
 
 __all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
 
-
 MAX_THREADS = 1024
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
-Positive = Annotated[int, Field(ge=1, le=LARGEST)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
 
 BUILT_IN_SOURCES = ("digits", "cifar10")
 """Names of data that win over a folder of the same name."""
@@ -73,21 +67,6 @@ class TaskSection(Section):
 
     loss: str = "cross_entropy"
     metric: str = "top1"
-
-
-class TrainSection(Section):
-    """Training; the float twin is fine-tuned with the budget of QAT."""
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Fraction = 0.9
-    weight_decay: Rate = 0.0005
-    float_epochs: Count = 8
-    float_lr: Rate = 0.05
-    qat_epochs: Count = 4
-    qat_lr: Rate = 0.005
-    freeze_batch_norm_after: Count | None = None
-    reestimate_batches: Count = 0
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
 class MeasureSection(Section):

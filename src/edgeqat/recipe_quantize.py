@@ -9,21 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from edgeqat.callables import is_callable_name
 from edgeqat.observer_args import ACTIVATION_ARGUMENTS, WEIGHT_ARGUMENTS, wrong_argument
+from edgeqat.recipe_numbers import Positive
 
 __all__ = [
-    "LARGEST",
     "ActivationsSection",
     "AdaRoundSection",
+    "FirstLastSection",
     "Override",
     "PtqSection",
     "QuantizeSection",
     "Section",
     "WeightsSection",
 ]
-
-
-LARGEST = 2**31 - 1
-"""What any count may be: beyond it libraries fail, each in its own way and some only after all the work."""
 
 
 class Section(BaseModel):
@@ -108,9 +105,9 @@ class Override(Section):
 class AdaRoundSection(Section):
     """How AdaRound searches: edgeqat.AdaRoundConfig."""
 
-    iterations: Annotated[int, Field(ge=1, le=LARGEST)] = 1000
-    positions: Annotated[int, Field(ge=1, le=LARGEST)] = 16
-    batch_size: Annotated[int, Field(ge=1, le=LARGEST)] = 256
+    iterations: Positive = 1000
+    positions: Positive = 16
+    batch_size: Positive = 256
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
@@ -129,12 +126,20 @@ class PtqSection(Section):
         return [name for name, on in given.items() if on]
 
 
+class FirstLastSection(Section):
+    """The first and last layers with weights, and what they read: edgeqat.QConfigMapping.set_first_last."""
+
+    weights: WeightsSection = WeightsSection()
+    activations: ActivationsSection = ActivationsSection()
+
+
 class QuantizeSection(Section):
     """What is quantized, and how."""
 
     weights: WeightsSection = WeightsSection()
     activations: ActivationsSection = ActivationsSection()
     output: ActivationsSection | None = None
+    first_last: FirstLastSection | None = None
     overrides: list[Override] = []
     batch_norm: Literal["fold", "live", "frozen"] = "fold"
     opaque: list[str] = []

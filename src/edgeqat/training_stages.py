@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from edgeqat.data.fingerprint import fingerprint
 from edgeqat.errors import DataError, TrainingError
-from edgeqat.factory import build_fusions, build_loss, build_mapping
+from edgeqat.factory import build_aids, build_fusions, build_loss, build_mapping, build_twin_aids
 from edgeqat.graph.patterns import patterns_of
 from edgeqat.grid_rules import GridRules
 from edgeqat.machine import arithmetic_here
@@ -22,18 +24,23 @@ from edgeqat.planning import Plan
 from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
+from edgeqat.recipe_train import TrainSection
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.target_rules import resolve_targets
+from edgeqat.train.aids import NO_AIDS, QatAids
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
+from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.oscillation import Oscillating
+from edgeqat.train.progressive import carry_weights
 from edgeqat.train.store import CheckpointStore, RunIdentity
 
-__all__ = ["open_store", "plan_hash", "prepared", "train_and_convert", "train_float"]
+__all__ = ["Stage", "open_store", "plan_hash", "prepared", "stages_of", "train_and_convert", "train_float"]
 
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
@@ -50,6 +57,27 @@ def plan_hash(planned: Plan) -> str:
     """The plan's hash; with what targets of one's own want of its grids, for their files may have been changed."""
     own, rules = planned.program.plan_hash, planned.grid_rules
     return own if rules == GridRules() else hashlib.sha256(f"{own} {rules}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of fine-tuning: the name of its checkpoints, its epochs, and the fewest bits that it has."""
+
+    name: str
+    epochs: int
+    weights: int = 2
+    activations: int = 2
+
+    def mapping(self, recipe: Recipe) -> QConfigMapping:
+        """The recipe's mapping at no fewer bits than the stage's."""
+        return build_mapping(recipe.quantize).at_least(self.weights, self.activations)
+
+
+def stages_of(train: TrainSection, variant: str) -> list[Stage]:
+    """The stages of a variant's fine-tuning; the last has the variant's own name, and the recipe's own bits."""
+    told = enumerate(train.progressive, start=1)
+    wide = [Stage(f"{variant}-stage{i}", s.epochs, s.weights or 2, s.activations or 2) for i, s in told]
+    return [*wide, Stage(variant, train.qat_epochs)]
 
 
 def train_float(work: Run, model: nn.Module, store: CheckpointStore) -> None:
@@ -70,7 +98,7 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
     train_float(work, model, store)
     variants = [_float_variant(work, "float", model)]
 
-    ptq = prepared(work, model)
+    ptq = prepared(work, model, build_mapping(work.recipe.quantize))
     if not _done(work, store, "ptq", ptq):
         work.monitor.stage("quantize after training (ptq)")
         quantize_after_training(work, ptq)
@@ -80,23 +108,64 @@ def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> li
         return variants
 
     twin = copy.deepcopy(model)
-    if not _done(work, store, "float_finetuned", twin):
-        work.monitor.stage(f"fine-tune the float twin, {train.qat_epochs} epochs")
-        _fit(work, store, "float_finetuned", twin, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM)
-        store.save_final("float_finetuned", twin, train.qat_epochs)
+    _fine_tune_twin(work, store, train, twin)
     variants.append(_float_variant(work, "float_finetuned", twin))
 
-    qat = prepared(work, model)
-    if not _done(work, store, "qat", qat):
-        work.monitor.stage(f"quantization-aware training, {train.qat_epochs} epochs")
-        # It starts from what ptq ended with, its rounding included; a checkpoint brings weights and grids of its own.
-        put_weights(qat, weights_of(ptq), "ptq")
-        qat.set_phase("quantized")
-        norms = _batch_norm_schedule(work.recipe)
-        _fit(work, store, "qat", qat, train.qat_epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms)
-        store.save_final("qat", qat, train.qat_epochs)
+    teacher = variants[-1].model  # takes what the quantized ones take
+    qat = _train_quantized(work, store, train, model, ptq, build_aids(train, teacher))
     variants.append(Variant("qat", qat.eval(), convert(qat)))
     return variants
+
+
+def _fine_tune_twin(work: Run, store: CheckpointStore, train: TrainSection, twin: nn.Module) -> None:
+    """Trains the float twin with the budget of QAT, in as many stages."""
+    if _done(work, store, "float_finetuned", twin):
+        return
+    for stage in stages_of(train, "float_finetuned"):
+        if stage.name != "float_finetuned" and _done(work, store, stage.name, twin):
+            continue
+        work.monitor.stage(f"fine-tune the float twin, {stage.epochs} epochs")
+        aids = build_twin_aids(train)
+        _fit(work, store, stage.name, twin, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, aids=aids)
+        store.save_final(stage.name, twin, stage.epochs)
+
+
+def _train_quantized(
+    work: Run, store: CheckpointStore, train: TrainSection, model: nn.Module, ptq: SimulatedModel, aids: QatAids
+) -> SimulatedModel:
+    """Trains at the recipe's bits, after the stages of more.
+
+    It starts from what ptq ended with, its rounding included; stages of more bits from the float weights, which
+    were rounded to fewer.
+    """
+    *wide, last = stages_of(train, "qat")
+    qat = prepared(work, model, last.mapping(work.recipe))
+    if _done(work, store, last.name, qat):
+        return qat
+    before: SimulatedModel | None = None
+    norms = _batch_norm_schedule(work.recipe)
+    for stage in [*wide, last]:
+        sim = qat if stage is last else prepared(work, model, stage.mapping(work.recipe))
+        if before is not None:
+            carry_weights(before, sim)
+        if stage is last or not _done(work, store, stage.name, sim):
+            work.monitor.stage(f"quantization-aware training, {stage.epochs} epochs{_at_least(stage)}")
+            # A checkpoint brings its own weights and grids; starting again costs little and needs no second way in.
+            if wide:
+                calibrate(sim, work.batches(work.data.calibration).inputs())
+            else:
+                put_weights(sim, weights_of(ptq), "ptq")
+                sim.set_phase("quantized")
+            _fit(work, store, stage.name, sim, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms, aids)
+            store.save_final(stage.name, sim, stage.epochs)
+        before = sim
+    return qat
+
+
+def _at_least(stage: Stage) -> str:
+    told = [f"{bits}-bit {what}" for what, bits in (("weights", stage.weights), ("activations", stage.activations))]
+    wide = [text for text in told if not text.startswith("2-")]
+    return f", {' and '.join(wide)} or more" if wide else ""
 
 
 def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bool:
@@ -107,10 +176,10 @@ def _done(work: Run, store: CheckpointStore, stage: str, model: nn.Module) -> bo
     return done
 
 
-def prepared(work: Run, model: nn.Module) -> SimulatedModel:
-    """The simulation of a float model as the recipe wants it, not yet calibrated."""
+def prepared(work: Run, model: nn.Module, mapping: QConfigMapping) -> SimulatedModel:
+    """The simulation of a float model under a mapping, as the recipe wants it, not yet calibrated."""
     quantize = work.recipe.quantize
-    mapping, mode = build_mapping(quantize), quantize.in_training
+    mode = quantize.in_training
     fusions, opaque = build_fusions(quantize), quantize.opaque
     return prepare(
         model,
@@ -156,6 +225,7 @@ def _fit(
     lr: float,
     max_grad_norm: float | None = None,
     batch_norm: BatchNormSchedule = ALWAYS_LIVE,
+    aids: QatAids = NO_AIDS,
 ) -> None:
     """Trains a stage to its end, from its last whole epoch where there is one.
 
@@ -180,7 +250,7 @@ def _fit(
     target = resolve_targets(work.recipe.export)[0]
     try:
         with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
-            fit(
+            history = fit(
                 model,
                 batches,
                 epochs=epochs,
@@ -191,6 +261,7 @@ def _fit(
                 loss=build_loss(work.recipe.task.loss),
                 max_grad_norm=max_grad_norm,
                 batch_norm=batch_norm,
+                aids=aids,
                 seed=train.seed,
                 validation_batches=work.batches(work.data.validation, user_model=user_model),
                 metric=work.metric,
@@ -205,3 +276,17 @@ def _fit(
         kept = store.last_good(stage)
         where = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is {kept}"
         raise type(error)(f"{error} (stage {stage}; {where})") from error
+    if aids.oscillation is not None:
+        work.monitor.line(_told_of(history.oscillating))
+
+
+def _told_of(found: Sequence[Oscillating]) -> str:
+    """How many weights oscillate, and in which layer most of them."""
+    n = sum(one.n for one in found)
+    if n == 0:
+        return "oscillating weights: none has few enough bits to be watched"
+    oscillating, frozen = sum(one.oscillating for one in found), sum(one.frozen for one in found)
+    worst = max(found, key=lambda one: (one.oscillating + one.frozen) / one.n)
+    share = (worst.oscillating + worst.frozen) / worst.n
+    whole = f"oscillating weights: {oscillating} of {n} ({oscillating / n:.2%}), {frozen} more frozen"
+    return f"{whole}; most in {worst.weight}: {share:.2%} of its {worst.n}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,24 @@ from edgeqat.simulate.gradients import (
 )
 from edgeqat.simulate.weight_scales import weight_scale
 
-__all__ = ["BiasQuantizer", "WeightQuantizer"]
+__all__ = ["BiasQuantizer", "HeldIntegers", "WeightQuantizer"]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldIntegers:
+    """Weights that training has frozen at an integer: their real value is that integer times the scale of now.
+
+    Attributes:
+        mask: Which they are: bool, the weight's shape.
+        integers: int8, the weight's shape; what is outside of the mask does not count.
+    """
+
+    mask: Tensor
+    integers: Tensor
+
+    def put_into(self, weight: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+        """The weight with these in it; their gradient goes to the scale, and none to the weight."""
+        return torch.where(self.mask, self.integers * affine.broadcast(scale, axis, weight.dim()), weight)
 
 
 class WeightQuantizer(Quantizer):
@@ -37,6 +55,7 @@ class WeightQuantizer(Quantizer):
         scale: float32, [C] or 0-d, NaN until calibrated; only where the scale does not follow the weight.
         limits: float32, [2, C] or [2]: smallest and largest scale, where it is learned.
         power_of_two: Whether the scale is the next power of two that is not smaller than what was found.
+        held: Weights that are frozen at their integers while `fit` runs; None for none.
     """
 
     min_scale: Tensor
@@ -48,6 +67,7 @@ class WeightQuantizer(Quantizer):
     ) -> None:
         super().__init__(name)
         self.power_of_two = power_of_two
+        self.held: HeldIntegers | None = None
         self.config, self.qmax, self.axis = config, grid.qmax, grid.axis
         self.integers = Integers(-grid.qmax, grid.qmax, grid.axis)
         self.follows = config.observer == "minmax" and not config.learned
@@ -89,6 +109,20 @@ class WeightQuantizer(Quantizer):
         low = torch.maximum(self.limits[0], self.min_scale)
         return low, torch.maximum(self.limits[1], low)
 
+    def integers_of(self, weight: Tensor) -> Tensor:
+        """The integers of the weights as they are: int8, their shape, without gradient."""
+        scale = self.scale_of(weight)
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return affine.quantize(weight.detach(), scale, zero, -self.qmax, self.qmax, self.axis).to(torch.int8)
+
+    def settle_held(self, weight: Tensor) -> None:
+        """Moves the held weights, in place, to where their integers are on the present scale."""
+        if self.held is not None:
+            with torch.no_grad():
+                # A scale that follows the weight follows the free ones; a held one that momentum moved must not count.
+                scale = self.scale_of(weight.masked_fill(self.held.mask, 0.0))
+                weight.copy_(self.held.put_into(weight, scale, self.axis))
+
     def reserve(self, bias: Tensor, input_scale: Tensor) -> None:
         """Raises `min_scale` until `bias` fits int32 at input_scale * scale, with a bit to spare."""
         needed = affine.scale_for_bias(bias.detach(), input_scale)
@@ -104,7 +138,11 @@ class WeightQuantizer(Quantizer):
         if self.config.learned:
             shared = weight.numel() // max(scale.numel(), 1)
             learned = learned_parameter(self.scale, *self._range(), lsq_factor(shared, self.integers))
+            if self.held is not None:
+                weight = self.held.put_into(weight, learned, self.axis)
             return learned_fake_quantize(weight, learned, self.integers), scale
+        if self.held is not None:
+            weight = self.held.put_into(weight, scale, self.axis)
         if self.follows:
             return quantize_parameter(weight, scale, -self.qmax, self.qmax, self.axis), scale
         return fake_quantize(weight, scale, torch.zeros_like(scale, dtype=torch.int32), self.integers), scale

@@ -16,6 +16,7 @@ from edgeqat.metrics import Metric, MetricLike, evaluate, resolve_metric
 from edgeqat.signature import Batch, call, call_of
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.phases import CONVERTED, QUANTIZED
+from edgeqat.train.aids import NO_AIDS, AidsAtWork, QatAids, at_work
 from edgeqat.train.batch_norm import (
     ALWAYS_LIVE,
     BatchNormSchedule,
@@ -53,6 +54,7 @@ def fit(
     loss: str | Loss = "cross_entropy",
     max_grad_norm: float | None = None,
     batch_norm: BatchNormSchedule = ALWAYS_LIVE,
+    aids: QatAids = NO_AIDS,
     seed: int = 0,
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
     metric: MetricLike = "top1",
@@ -79,6 +81,7 @@ def fit(
         max_grad_norm: Gradients are scaled down to this norm; None leaves them. Without batch norm behind them,
             folded convs diverge from one step that is too large: fine-tuning wants a bound.
         batch_norm: What happens to batch norms that are not folded.
+        aids: What else helps training at few bits: a teacher, moving averages, freezing of weights that oscillate.
         seed: Seeds dropout and whatever else in the model is random.
         validation_batches: Evaluated after each epoch.
         metric: The validation metric: a name, or a callable as `edgeqat.metrics.resolve_metric` takes it.
@@ -97,35 +100,41 @@ def fit(
         TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
             The model is of no use then, the last state given to `on_checkpoint` is.
         CheckpointError: `start` was made with other settings or for another model.
-        InputError: Unknown optimizer, loss or metric.
+        InputError: Unknown optimizer, loss or metric; or aids that this model, its outputs or targets do not allow.
+        PhaseError: Oscillation is to be watched in a simulation that is not calibrated.
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     chosen = resolve_metric(metric)
-    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed)
+    told = aids.describe()
+    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed, told)
     if isinstance(model, SimulatedModel) and model.phase == CONVERTED:
         model.set_phase(QUANTIZED)
     history: list[Epoch] = [] if start is None else list(start.history)
     torch.manual_seed(seed)
     if start is not None:
         restore_state(start, model, optim, settings)
-    for index in range(len(history), epochs):
-        started = time.perf_counter()
-        mean = _train_epoch(model, optim, criterion, train_batches, settings, index, on_step)
-        if isinstance(model, SimulatedModel):
-            model.reserve_bias_ranges()  # learned ranges and biases have moved
-        if not batch_norm.frozen(index) and batch_norm.reestimate_batches > 0:
-            reestimate_batch_norm(model, first_inputs(train_batches, batch_norm.reestimate_batches))
+    with at_work(aids, model, epochs * steps) as work:
+        if start is not None:
+            work.restore(start.aids)
+        for index in range(len(history), epochs):
+            started = time.perf_counter()
+            mean = _train_epoch(model, optim, criterion, train_batches, settings, index, work, on_step)
+            work.settle()
+            with work.evaluated(keep=index + 1 == epochs):
+                estimated = work.batches_to_reestimate(batch_norm, index)
+                if estimated > 0:
+                    reestimate_batch_norm(model, first_inputs(train_batches, estimated))
+                model.eval()
+                found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
+            epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
+            history.append(epoch)
+            if on_checkpoint is not None:
+                on_checkpoint(capture_state(model, optim, settings, history, work.state()))
+            if on_epoch is not None:  # an epoch that was told of is kept
+                on_epoch(epoch)
         model.eval()
-        found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
-        epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
-        history.append(epoch)
-        if on_checkpoint is not None:
-            on_checkpoint(capture_state(model, optim, settings, history))
-        if on_epoch is not None:  # an epoch that was told of is kept
-            on_epoch(epoch)
-    model.eval()
-    return History(tuple(history))
+        return History(tuple(history), work.counts())
 
 
 def _length(batches: Iterable[Any]) -> int:
@@ -165,6 +174,7 @@ def _train_epoch(
     batches: Iterable[tuple[Batch, Any]],
     settings: Settings,
     index: int,
+    work: AidsAtWork,
     on_step: Callable[[], None] | None,
 ) -> float:
     """The mean loss of one epoch, counted from 0."""
@@ -178,7 +188,8 @@ def _train_epoch(
     for step, (inputs, targets) in enumerate(batches):
         _set_lr(optim, settings.lr * _cosine((index + step / settings.steps) / settings.epochs))
         place = Place(index, step, batches)
-        total += _step(model, optim, criterion, inputs, targets, settings.max_grad_norm, known, place)
+        total += _step(model, optim, criterion, inputs, targets, settings, known, place, work)
+        work.after_step(index * settings.steps + step)
         count += 1
         if on_step is not None:
             on_step()
@@ -192,15 +203,18 @@ def _step(
     criterion: Loss,
     inputs: Batch,
     targets: Any,
-    max_grad_norm: float | None,
+    settings: Settings,
     known: frozenset[str],
     place: Place,
+    work: AidsAtWork,
 ) -> float:
     """One step; it is not taken where the loss or a gradient is not finite."""
     args, kwargs = call_of(inputs)
     rng = torch.get_rng_state()
     optim.zero_grad(set_to_none=True)
-    loss = criterion(model(*args, **kwargs), targets)
+    outputs = model(*args, **kwargs)
+    step = place.epoch * settings.steps + place.step
+    loss = work.loss(criterion(outputs, targets), inputs, outputs, targets, step)
     loss.backward()  # type: ignore[no-untyped-call]
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -209,8 +223,8 @@ def _step(
     norm = torch.nn.utils.get_total_norm(gradients)
     if not math.isfinite(float(norm)):
         raise explain_gradient(model, float(norm), place)
-    if max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
+    if settings.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.max_grad_norm, norm)
     optim.step()
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgeqat.errors import CheckpointError
 from edgeqat.train.batch_norm import BatchNormSchedule
 from edgeqat.train.checkpoint import put_weights, weights_of
+from edgeqat.train.oscillation import Oscillating
 
 __all__ = ["Epoch", "History", "Settings", "TrainingState", "capture_state", "restore_state"]
 
@@ -28,14 +29,18 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """What training did, epoch by epoch."""
+    """What training did, epoch by epoch; and how many weights oscillate at its end, where that was watched."""
 
     epochs: tuple[Epoch, ...]
+    oscillating: tuple[Oscillating, ...] = ()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides each step, beside the data and the loss; `steps` is the number of batches an epoch."""
+    """What decides each step, beside the data and the loss.
+
+    `steps` is the number of batches an epoch; `aids` is what `QatAids.describe` says.
+    """
 
     optimizer: str
     lr: float
@@ -46,6 +51,7 @@ class Settings:
     epochs: int
     steps: int
     seed: int
+    aids: str = "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +64,7 @@ class TrainingState:
         model: The state_dict, grids included.
         optimizer: Its tensors (momentum and the like), by name of the parameter.
         rng: States of the generators that dropout draws from, uint8, by device ("cpu", "cuda:0").
+        aids: What moving averages and the watch over oscillation know, by "aid/what".
     """
 
     settings: Settings
@@ -65,10 +72,15 @@ class TrainingState:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor]]
     rng: Mapping[str, Tensor]
+    aids: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def capture_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, history: Sequence[Epoch]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    history: Sequence[Epoch],
+    aids: Mapping[str, Tensor],
 ) -> TrainingState:
     """A copy of all that the next epoch depends on.
 
@@ -83,7 +95,7 @@ def capture_state(
     rng = {"cpu": torch.get_rng_state()}
     for index in _gpus(model):
         rng[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
-    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng)
+    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng, aids)
 
 
 def restore_state(
@@ -95,11 +107,11 @@ def restore_state(
         CheckpointError: The state was made with other settings, or its optimizer is not this model's.
         ModelError: Its weights do not fit the model.
     """
-    for field in fields(Settings):
-        found, wanted = getattr(state.settings, field.name), getattr(settings, field.name)
+    for setting in fields(Settings):
+        found, wanted = getattr(state.settings, setting.name), getattr(settings, setting.name)
         if found != wanted:
             raise CheckpointError(
-                f"the training state was made with {field.name} {found}, this training has {wanted}; start afresh"
+                f"the training state was made with {setting.name} {found}, this training has {wanted}; start afresh"
             )
     parameters = dict(model.named_parameters())
     for name, kept in state.optimizer.items():

@@ -127,6 +127,7 @@ class CheckpointStore:
         for name, kept in state.optimizer.items():
             tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in kept.items()}
         tensors |= {f"rng/{device}": tensor for device, tensor in state.rng.items()}
+        tensors |= {f"aids/{name}": tensor for name, tensor in state.aids.items()}
         done = len(state.history)
         training = _Training(
             settings=state.settings,
@@ -245,7 +246,7 @@ class CheckpointStore:
         training = record.training
         if training is None or not epoch == record.epoch == training.next.epoch == len(training.history):
             raise _DamagedError("it does not describe training after its epoch")
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}, "aids": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition("/")
             if group not in groups:
@@ -257,7 +258,8 @@ class CheckpointStore:
             optimizer.setdefault(parameter, {})[key] = tensor
         if "cpu" not in groups["rng"]:
             raise _DamagedError("it holds no state of the random generator")
-        return TrainingState(training.settings, tuple(training.history), groups["model"], optimizer, groups["rng"])
+        model, rng, aids = groups["model"], groups["rng"], groups["aids"]
+        return TrainingState(training.settings, tuple(training.history), model, optimizer, rng, aids)
 
     def _compare(self, record: _Record, path: Path) -> None:
         """Refuses a checkpoint of another run; says once what else differs."""
