@@ -89,8 +89,9 @@ class AidsAtWork:
         """Over how many batches batch norms are estimated afresh after an epoch, counted from 0; 0 for not."""
         if schedule.frozen(epoch):
             return 0
-        own = 0 if self._aids.ema is None else self._aids.ema.reestimate_batches
-        return schedule.reestimate_batches or own
+        if schedule.reestimate_batches > 0 or self._aids.ema is None:
+            return schedule.reestimate_batches
+        return self._aids.ema.reestimate_batches
 
     def counts(self) -> tuple[Oscillating, ...]:
         """How many weights oscillate, by parameter; empty where that is not watched."""
