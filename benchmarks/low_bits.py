@@ -4,8 +4,8 @@
                                   [--repeats 5] [--weights FOLDER]
 
 Each model of the zoo at each pair of widths, calibrated on random images, as one runtime's file: its bytes and its
-weights and biases alone; the median over the repeats of its median latency and of the time to load it, as ratios to
-W8A8, all files call by call in turn in one process. Run it with nothing else running.
+weights and biases alone; the median over the repeats of its median latency and of the processor time to load it, as
+ratios to W8A8, all files call by call in turn in one process. Run it with nothing else running.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def lowered(name: str, runtime: str, weights: Path | None, x: torch.Tensor, fold
 
 
 def load_times(artifacts: dict[str, eq.Artifact]) -> dict[str, float]:
-    """The median time to load each, in milliseconds."""
+    """The median processor time to load each, in milliseconds."""
     samples: dict[str, list[float]] = {name: [] for name in artifacts}
     for _ in range(LOADS):
         for name, artifact in artifacts.items():
             fresh = eq.load_artifact(artifact.folder, check=False)
-            start = time.perf_counter()
+            start = time.process_time()
             fresh.session()
-            samples[name].append(1000 * (time.perf_counter() - start))
+            samples[name].append(1000 * (time.process_time() - start))
     return {name: statistics.median(found) for name, found in samples.items()}
 
 

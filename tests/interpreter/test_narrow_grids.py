@@ -16,12 +16,14 @@ from torch import Generator, Tensor
 
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
+from edgeqat.lookup import fixed_grid, table_of
 from edgeqat.lowering.executorch_session import ExecutorchSession
+from edgeqat.lowering.onnx_lookup import exact_in_kernels
 from edgeqat.lowering.onnx_session import float_ops
 from edgeqat.lowering.to_executorch import spell
 from edgeqat.lowering.to_onnx import spell_model
-from edgeqat.op_attrs import AveragePoolAttrs, MatmulAttrs
-from edgeqat.program import Grid, Kind, QuantizedProgram
+from edgeqat.op_attrs import AveragePoolAttrs, LookupAttrs, MatmulAttrs
+from edgeqat.program import Const, Grid, Kind, QuantizedProgram
 from edgeqat.replay.kernels import arithmetic_here
 from helpers import EXACT_ARITHMETIC
 from onnx_kernels import check
@@ -161,3 +163,23 @@ def test_in_every_arithmetic_a_narrow_result_is_the_wide_one_clamped(arithmetic:
 def widened(narrow_grid: Grid) -> Grid:
     """The grid with 8 bits."""
     return replace(narrow_grid, qmax=255)
+
+
+def table(function: str, x: Grid, bits: int) -> QuantizedProgram:
+    """A program that is one table, onto the grid that the function fixes."""
+    attrs, y = LookupAttrs(function), Grid(0, 2**bits - 1, None, *fixed_grid(function, bits) or ())
+    program = one_op(Kind.LOOKUP, attrs, [(x.qmax + 1,)], [x], (x.qmax + 1,), y)
+    return replace(program, consts={"y": Const("y", table_of(attrs, x, y), y)})
+
+
+@EXACT_ARITHMETIC
+def test_tables_between_grids_of_any_width_are_tried_in_kernels() -> None:
+    """Each over the integers of its own input, and with the clip that ends its result."""
+    functions, widths = ("sigmoid", "tanh", "hardsigmoid"), ((8, 4), (4, 8), (3, 5))
+    made = [
+        table(function, grid(5.3 / 2 ** (x - 1), 2 ** (x - 1) - 1, 2**x - 1), y)
+        for function in functions
+        for x, y in widths
+    ]
+    whole = merged(made)
+    assert exact_in_kernels(whole) == {op.name for op in whole.ops if op.kind is Kind.LOOKUP}
