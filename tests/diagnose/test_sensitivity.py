@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -129,8 +130,14 @@ def test_a_weight_on_too_few_bits_is_found() -> None:
         assert found.ranked(when=when, parts=("weight", "output", "value"))[0].unit.quantizers == ("conv2.weight",)
 
 
-def test_each_figure_is_that_of_whole_runs_of_the_simulation() -> None:
-    model = chain()
+def linear() -> nn.Module:
+    """Its input and its weight are all that is quantized: without one is only the other."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+
+
+@pytest.mark.parametrize("factory", [chain, linear])
+def test_each_figure_is_that_of_whole_runs_of_the_simulation(factory: Callable[[], nn.Module]) -> None:
+    model = factory()
     sim = calibrated(model).eval()
     batches = labelled(model)
     found = eq.sensitivity(sim, batches, "top1")
@@ -184,9 +191,10 @@ def test_the_simulation_is_left_as_it_was_even_by_an_error(phase: str) -> None:
             if next(runs) == fail_at:  # type: ignore[call-overload]
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as kept_alive:
             eq.sensitivity(sim, BATCHES, on_run=stop)
-        check()
+        check()  # now, not when the last frame of the error is gone
+        assert kept_alive.tb is not None
 
 
 def test_each_batch_is_read_once_and_each_run_told_of() -> None:

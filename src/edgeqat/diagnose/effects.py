@@ -134,7 +134,7 @@ def sqnr(signal: Tensor, noise: Tensor) -> Measured:
         signal: Energy of each sample, float64 [N], N >= 2.
         noise: Energy of each sample's error, float64 [N].
 
-    >>> sqnr(torch.tensor([2.0, 8.0]), torch.tensor([0.02, 0.08])).value
+    >>> round(sqnr(torch.tensor([2.0, 8.0]), torch.tensor([0.02, 0.08])).value, 6)
     20.0
     """
     total, error = float(signal.sum()), float(noise.sum())
