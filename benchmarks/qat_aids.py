@@ -124,14 +124,11 @@ def main() -> None:
     for seed in options.seeds:
         for aid in options.aids:
             place = options.out / f"{aid}-{seed}.json"
-            if place.exists():
-                if json.loads(place.read_text())["settings"] != settings:
-                    raise SystemExit(f"{place} was made with other settings; give another --out")
-                continue
-            found = run(aid, seed, options, data)
-            place.write_text(json.dumps({"aid": aid, "seed": seed, "settings": settings} | found, indent=1) + "\n")
-            print(f"{aid}, seed {seed}: {100 * found['top1']:.2f}%, {found['seconds']:.0f} s", flush=True)
-    print_table(options)
+            if finished(place, settings) is None:
+                found = run(aid, seed, options, data)
+                place.write_text(json.dumps({"aid": aid, "seed": seed, "settings": settings} | found, indent=1) + "\n")
+                print(f"{aid}, seed {seed}: {100 * found['top1']:.2f}%, {found['seconds']:.0f} s", flush=True)
+    print_table(options, settings)
 
 
 def takes_four_bits() -> bool:
@@ -218,26 +215,43 @@ def run(aid: str, seed: int, options: argparse.Namespace, data: Dataset) -> dict
     return {"top1": float(top1), "loss": history.epochs[-1].loss, "seconds": seconds, "weights": counts}
 
 
-def print_table(options: argparse.Namespace) -> None:
+def finished(place: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was found of a run before, None if it was not made yet; a run of other settings ends the script."""
+    if not place.exists():
+        return None
+    found: dict[str, Any] = json.loads(place.read_text())
+    if found["settings"] != settings:
+        raise SystemExit(f"{place} was made with other settings; give another --out")
+    return found
+
+
+def print_table(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """One line an aid, of the seeds asked for that are there."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for aid in (FLOAT, *RECIPES):
-        places = {seed: options.out / f"{aid}-{seed}.json" for seed in options.seeds}
-        found[aid] = {seed: json.loads(place.read_text()) for seed, place in places.items() if place.exists()}
+        runs = {seed: finished(options.out / f"{aid}-{seed}.json", settings) for seed in options.seeds}
+        found[aid] = {seed: one for seed, one in runs.items() if one is not None}
     print("| aid | seeds | top-1 | sd | against none | 95% | oscillating | frozen | minutes |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for aid, runs in found.items():
-        if not runs:
+    for aid, of_seed in found.items():
+        if not of_seed:
             continue
-        scores = [100 * one["top1"] for one in runs.values()]
-        paired = [100 * (one["top1"] - found[BASE][s]["top1"]) for s, one in runs.items() if s in found[BASE]]
-        weights = [one["weights"] for one in runs.values() if one.get("weights", {}).get("n")]
+        scores = [100 * one["top1"] for one in of_seed.values()]
+        paired = [100 * (one["top1"] - found[BASE][s]["top1"]) for s, one in of_seed.items() if s in found[BASE]]
+        weights = [one["weights"] for one in of_seed.values() if one.get("weights", {}).get("n")]
         shares = [
             f"{statistics.mean(one[key] / one['n'] for one in weights):.2%}" if weights else ""
             for key in ("oscillating", "frozen")
         ]
-        minutes = statistics.mean(one["seconds"] for one in runs.values()) / 60
-        cells = [aid, str(len(runs)), f"{statistics.mean(scores):.2f}", spread(scores), *difference(paired), *shares]
+        minutes = statistics.mean(one["seconds"] for one in of_seed.values()) / 60
+        cells = [
+            aid,
+            str(len(of_seed)),
+            f"{statistics.mean(scores):.2f}",
+            spread(scores),
+            *difference(paired),
+            *shares,
+        ]
         print("| " + " | ".join([*cells, f"{minutes:.1f}"]) + " |")
 
 

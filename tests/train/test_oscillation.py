@@ -257,6 +257,36 @@ def sim_size(sim: nn.Module, one: Oscillating) -> int:
     return sim.get_parameter(one.weight).numel()
 
 
+def test_nothing_is_done_before_it_begins() -> None:
+    sim = make(KINDS["learned"])
+    tracker = Tracker(eq.Oscillation(freeze=eq.Annealed(0.0, 0.0), dampen=eq.Annealed(0.0, 1.0)), sim)
+    for _, _, track in tracker._weights.values():
+        track.frequency.fill_(1.0)
+    tracker.after_step(0.249)
+    assert tracker.loss(0.249) is None
+    assert sum(one.frozen for one in tracker.counts()) == 0
+    assert all(one.oscillating == one.n for one in tracker.counts())
+    tracker.after_step(0.25)
+    assert tracker.loss(0.25) is not None
+    assert all(one.frozen == one.n and one.oscillating == 0 for one in tracker.counts())
+
+
+@pytest.mark.parametrize("kind", ["minmax", "mse", "learned"])
+def test_frozen_integers_stay_where_a_bias_raises_the_scale(kind: str) -> None:
+    sim = make(KINDS[kind])
+    quantizer, weight = sim.weight_quantizers()["conv2.weight"], sim.get_parameter("conv2.weight")
+    tracker = Tracker(EAGER, sim)
+    tracker._weights["conv2.weight"][2].frequency.fill_(1.0)
+    tracker.after_step(0.5)
+    held = quantizer.held
+    assert held is not None and bool(held.mask.any())
+    before, scale = held.integers.clone(), quantizer.scale_of(weight).clone()
+    quantizer.min_scale.copy_(1.5 * scale)
+    tracker.settle()
+    assert torch.equal(quantizer.scale_of(weight), 1.5 * scale)
+    assert torch.equal(quantizer.integers_of(weight)[held.mask], before[held.mask])
+
+
 # Dampening.
 
 

@@ -42,6 +42,9 @@ STEEP, FLAT = 20.0, 2.0
 STRETCH, SHIFT = 1.2, 0.1
 """h is a sigmoid stretched beyond 0 and 1, so that it reaches both."""
 
+PART = 4096
+"""Windows whose outputs are computed at once where all are."""
+
 EDGE = 1e-3
 """How near to 0 and 1 h may begin."""
 
@@ -205,11 +208,8 @@ class _Problem:
 
     def error(self, integers: Tensor) -> float:
         """The sum of squares over all samples."""
-        total = 0.0
-        parts = zip(self._samples.inputs.split(4096), self.wanted.split(4096), strict=True)
-        for inputs, wanted in parts:
-            total += float((self._outputs(integers, inputs) - wanted).double().square().sum())
-        return total
+        parts = zip(torch.split(self._samples.inputs, PART), torch.split(self.wanted, PART), strict=True)
+        return sum(float((self._outputs(integers, x) - y).double().square().sum()) for x, y in parts)
 
     def solve(self, config: AdaRoundConfig, generator: Generator) -> Tensor:
         """The integers that the search ends with, float32."""

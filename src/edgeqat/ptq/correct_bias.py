@@ -46,6 +46,8 @@ def correct_biases(
 ) -> BiasCorrection:
     """Shifts the biases of a calibrated simulation so that the means of its layers' outputs are those in float.
 
+    Where a new bias needs it to fit int32, the smallest scale of its weight is raised, as by `calibrate`.
+
     Args:
         sim: In phase "quantized", with batch norms folded.
         batches: Inputs only, as for `calibrate`. Their values in the network are held in memory, a layer's at a time.

@@ -161,7 +161,7 @@ def _why_not(sim: SimulatedModel, shared: Mapping[str, int], first: Op, second: 
     for op in (first, second):
         own = sim.parameters_of[op.name]
         for name in (own.weight, own.bias if op is first else None):
-            if name in shared:
+            if name is not None and name in shared:
                 return f"{shared[name]} layers have {name}"
     return ""
 
