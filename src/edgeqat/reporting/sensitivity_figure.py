@@ -41,7 +41,7 @@ def sensitivity_svg(table: Sensitivity) -> bytes:
         left.set_ylim(len(rows) - 0.5, -0.5)  # the network reads from top to bottom
         for axes in (left, right):
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)  # above, where no dot is
         written = io.BytesIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
