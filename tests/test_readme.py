@@ -60,10 +60,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_run_in_their_order(place: Path) -> None:
     """With the data set replaced by digits and one epoch each: the commands are the README's otherwise."""
-    assert len(commands()) == 7
+    assert len(commands()) == 8
     for line in commands():
         words = shlex.split(line)[1:]
-        if words[0] == "run":
+        if words[0] in ("run", "sensitivity"):
             words = [w.replace("path/to/cifar10", "digits") for w in words]
             for key in ("float_epochs", "qat_epochs"):
                 words += ["--set", f"train.{key}=1"]
