@@ -121,6 +121,7 @@ ROW: dict[str, object] = {
             "output_error": float,
             "histogram": dict,
             "values": list,
+            "unseen": list,
         }
     ),
     "ops": optional({"integer": int, "float": int}),
@@ -244,6 +245,7 @@ def test_artifacts_compute_the_reference_to_the_bit(finished: tuple[Recipe, Path
             "agreement": 1.0,
             "first_difference": None,
             "output_error": 0.0,
+            "unseen": [],
         }
         assert row.arithmetic == arithmetic_here(runtime)
 
