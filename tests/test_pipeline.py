@@ -88,6 +88,8 @@ REPORT: dict[str, object] = {
     "data": {"source": str, "train_n": int, "calibration_n": int, "eval_n": int},
     "results": list,
     "gate": {"passed": bool, "checks": list},
+    "ptq_aids": list,
+    "auto": None,
 }
 ROW: dict[str, object] = {
     "variant": str,

@@ -48,13 +48,14 @@ ORDER = [
     ["portability"],
     ["simulate", "lowering"],
     ["train", "ptq"],
-    ["measuring", "factory", "diagnose"],
+    ["measuring", "factory"],
+    ["diagnose"],
     ["reporting"],
     ["run_context"],
     ["ptq_stage"],
     ["training_stages"],
     ["pipeline"],
-    ["analysis"],
+    ["analysis", "auto"],
     ["cli", "__init__", "recipes"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from edgeqat.version import __version__
 
 if TYPE_CHECKING:
+    from edgeqat.diagnose.cheapest import Limits
+    from edgeqat.diagnose.search import SearchResult, search
     from edgeqat.diagnose.sensitivity import sensitivity
     from edgeqat.diagnose.sensitivity_table import Sensitivity
     from edgeqat.errors import EdgeqatError
@@ -70,6 +72,7 @@ __all__ = [
     "verify",
     "verify_qdq",
     "measure",
+    "search",
     "sensitivity",
     "run",
     # what they take and return
@@ -88,6 +91,7 @@ __all__ = [
     "FusionPattern",
     "Hazard",
     "History",
+    "Limits",
     "Measurement",
     "Oscillation",
     "Parity",
@@ -99,6 +103,7 @@ __all__ = [
     "QatAids",
     "QuantizedProgram",
     "SaturationCost",
+    "SearchResult",
     "Sensitivity",
     "SimulatedModel",
     "WeightConfig",
@@ -143,6 +148,9 @@ _HOMES = {
     "Parity": "measuring.parity",
     "verify_qdq": "measuring.qdq_file",
     "QdqParity": "measuring.qdq_file",
+    "search": "diagnose.search",
+    "SearchResult": "diagnose.search",
+    "Limits": "diagnose.cheapest",
     "measure": "measuring.measure",
     "Measurement": "measuring.measure",
     "sensitivity": "diagnose.sensitivity",

@@ -46,6 +46,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the output directory where it was stopped.")
     ] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find what passes the gate: PTQ if it does, else another plan, or QAT.")
+    ] = False,
 ) -> None:
     """The whole pipeline: train, quantize, lower, verify, measure, decide."""
     from edgeqat.recipe import load_recipe
@@ -55,15 +58,19 @@ def run(
     loaded = load_recipe(recipe, settings)
     monitor = ConsoleMonitor()
     monitor.stage(f"run {recipe} into {folder}")
-    from edgeqat import pipeline
+    from edgeqat.auto import run_auto
+    from edgeqat.pipeline import run as run_recipe
     from edgeqat.reporting.summary import print_summary
     from edgeqat.reporting.terminal import table_console
 
     try:
-        report = pipeline.run(loaded, folder, overwrite, monitor, resume)
+        report = (run_auto if auto else run_recipe)(loaded, folder, overwrite, monitor, resume)
     except KeyboardInterrupt:
         _interrupted(f"the run in {folder} is incomplete; the same command with --resume continues it")
     print_summary(report, table_console())
+    if report.auto is not None:
+        print(f"auto: {report.auto.conclusion}")
+        print(f"recipe: {folder / report.auto.recipe}")
     print(f"report: {folder / 'report.html'}")
     if not report.gate.passed:
         raise typer.Exit(3)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,20 @@ from edgeqat.target_table import runtime_of
 from edgeqat.train.distillation import check_distillable
 from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
-from edgeqat.training_stages import open_store, stages_of, train_and_convert
+from edgeqat.training_stages import adopt_twin, open_store, stages_of, train_and_convert
 
-__all__ = ["begin", "check_same", "check_task", "plan_recipe", "run"]
+__all__ = [
+    "OpenedRun",
+    "begin",
+    "carry_out",
+    "check_same",
+    "check_task",
+    "finished_before",
+    "open_run",
+    "plan_recipe",
+    "run",
+    "write_report",
+]
 
 
 def run(
@@ -83,42 +94,94 @@ def run(
             had another recipe.
         MissingRuntimeError: A runtime that it exports to is not installed.
     """
-    if overwrite and resume:
-        raise InputError("found both resume and overwrite, wanted one of them")
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    monitor = Silent() if monitor is None else monitor
-    folder = Path(out_dir)
-    held = check_free(folder, overwrite, resume)
-    if resume and held is not FolderState.FREE:
-        check_same(recipe, folder)
-        if held is FolderState.FINISHED:
-            monitor.stage(f"the run in {folder} is finished")
-            return read_report(folder)
-    work, model, planned = begin(recipe, folder, monitor)
-    check_feasible(work, model)
+    monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
+    finished = finished_before(recipe, folder, overwrite, resume, monitor)
+    if finished is not None:
+        return finished
+    opened = open_run(recipe, folder, monitor)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-        variants = train_and_convert(work, model, open_store(work, planned))
-        if recipe.task.metric == AGREEMENT:
-            work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
-        _lower_all(work, variants)
-        _verify_all(work, variants)
-        _measure_all(work, variants)
-        test, aids = work.batches(work.data.test), read_aids(folder)
-        report = build_report(recipe, work.data, test, variants, work.metric, aids)
-        write_atomically(folder / "report.html", render_page(report, str(planned)))
-        write_atomically(folder / "report.json", to_json(report.to_dict()))  # last: it says that the run is complete
+        return carry_out(opened)
+
+
+def finished_before(recipe: Recipe, folder: Path, overwrite: bool, resume: bool, monitor: Monitor) -> Report | None:
+    """The report of the finished run that is to be resumed; None where there is something to be done.
+
+    Raises:
+        InputError: `folder` may not be written to, or holds a run of another recipe.
+    """
+    if overwrite and resume:
+        raise InputError("found both resume and overwrite, wanted one of them")
+    held = check_free(folder, overwrite, resume)
+    if not resume or held is FolderState.FREE:
+        return None
+    check_same(recipe, folder)
+    if held is not FolderState.FINISHED:
+        return None
+    monitor.stage(f"the run in {folder} is finished")
+    return read_report(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedRun:
+    """A run before anything of it is written: what it works on, its float model, and the plan of that."""
+
+    work: Run
+    model: nn.Module
+    planned: Plan
+
+
+def open_run(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None = None) -> OpenedRun:
+    """Loads data, unless it is given, and model, and finds what is wrong with them; touches no file.
+
+    Raises:
+        InputError, MissingRuntimeError: As `run`.
+    """
+    work, model, planned = begin(recipe, folder, monitor, data)
+    check_feasible(work, model)
+    return OpenedRun(work, model, planned)
+
+
+def carry_out(opened: OpenedRun, twin: Path | None = None) -> Report:
+    """Does all that a run does, into its folder, which is `claimed`.
+
+    Args:
+        opened: The run.
+        twin: Weights of the fine-tuned float twin, where another run of the same training has them already.
+    """
+    work, recipe, folder = opened.work, opened.work.recipe, opened.work.folder
+    store = open_store(work, opened.planned)
+    if twin is not None:
+        adopt_twin(work, store, opened.model, twin)
+    variants = train_and_convert(work, opened.model, store)
+    if recipe.task.metric == AGREEMENT:
+        work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
+    _lower_all(work, variants)
+    _verify_all(work, variants)
+    _measure_all(work, variants)
+    test, aids = work.batches(work.data.test), read_aids(folder)
+    report = build_report(recipe, work.data, test, variants, work.metric, aids)
+    write_report(report, str(opened.planned), folder)
     return report
 
 
-def begin(recipe: Recipe, folder: Path, monitor: Monitor) -> tuple[Run, nn.Module, Plan]:
-    """What a recipe begins with: its data, its model before any training, and the plan; nothing is written.
+def write_report(report: Report, planned: str, folder: Path) -> None:
+    """Writes report.html, then report.json, which says that the run is complete."""
+    write_atomically(folder / "report.html", render_page(report, planned))
+    write_atomically(folder / "report.json", to_json(report.to_dict()))
+
+
+def begin(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None = None) -> tuple[Run, nn.Module, Plan]:
+    """What a recipe begins with: its data, unless given, its model before any training, the plan; writes nothing.
 
     Raises:
         InputError: The recipe, its data, model or settings cannot be used.
     """
-    monitor.stage(f"load {recipe.data.source}")
-    work = Run(recipe, folder, load_data(recipe), monitor)
+    if data is None:
+        monitor.stage(f"load {recipe.data.source}")
+        data = load_data(recipe)
+    work = Run(recipe, folder, data, monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     _check_takes(model, work)
     return work, model, _planned(recipe, model, work.example(), work.pixels)

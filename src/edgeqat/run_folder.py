@@ -28,10 +28,15 @@ except ImportError:  # not a POSIX system: two runs into one directory are then 
 __all__ = ["FolderState", "check_free", "claimed"]
 
 LOCK = ".edgeqat-lock"
+AUTO_NAMES = frozenset({"recipe.auto.yaml", "search", "steps"})
+"""What `run --auto` writes beside them."""
+
 ANALYSES = ("sensitivity.json", "sensitivity.svg")
 """What is found out about a run beside it; it stays when the run is resumed."""
 
-OWN_NAMES = frozenset({"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency", *ANALYSES})
+OWN_NAMES = frozenset(
+    {"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency", *ANALYSES, *AUTO_NAMES}
+)
 """What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
 
 MADE_AGAIN = ("report.html", "artifacts", "latency")

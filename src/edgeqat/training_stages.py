@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -34,13 +35,22 @@ from edgeqat.target_rules import resolve_targets
 from edgeqat.train.aids import NO_AIDS, QatAids
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
 from edgeqat.train.calibrate import calibrate
-from edgeqat.train.checkpoint import put_weights, weights_of
+from edgeqat.train.checkpoint import load_weights, put_weights, weights_of
 from edgeqat.train.loop import Epoch, fit
 from edgeqat.train.oscillation import Oscillating
 from edgeqat.train.progressive import carry_weights
 from edgeqat.train.store import CheckpointStore, RunIdentity
 
-__all__ = ["Stage", "open_store", "plan_hash", "prepared", "stages_of", "train_and_convert", "train_float"]
+__all__ = [
+    "Stage",
+    "adopt_twin",
+    "open_store",
+    "plan_hash",
+    "prepared",
+    "stages_of",
+    "train_and_convert",
+    "train_float",
+]
 
 FINE_TUNE_GRAD_NORM = 1.0
 """Bound of the gradient norm in fine-tuning, for QAT and its float twin alike."""
@@ -90,6 +100,14 @@ def train_float(work: Run, model: nn.Module, store: CheckpointStore) -> None:
             _fit(work, store, "float", model, epochs, train.float_lr)
         store.save_final("float", model, epochs)
     model.eval()
+
+
+def adopt_twin(work: Run, store: CheckpointStore, model: nn.Module, weights: Path) -> None:
+    """Takes the fine-tuned float twin from another run, whose training of the same float model was the same."""
+    twin, train = copy.deepcopy(model), work.recipe.train
+    if train is not None and not store.load_final("float_finetuned", twin):
+        load_weights(twin, weights)
+        store.save_final("float_finetuned", twin, train.qat_epochs)
 
 
 def train_and_convert(work: Run, model: nn.Module, store: CheckpointStore) -> list[Variant]:

@@ -15,7 +15,7 @@ from edgeqat.program import Const, Grid, Op, QuantizedProgram
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IR_VERSION", "OPSET", "Writer", "import_onnx", "pack_nibbles"]
+__all__ = ["IR_VERSION", "OPSET", "WORTH_PACKING", "Writer", "import_onnx", "pack_nibbles"]
 
 Attributes: TypeAlias = Mapping[str, Any]
 NONE: Attributes = MappingProxyType({})

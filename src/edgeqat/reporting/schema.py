@@ -15,6 +15,8 @@ from edgeqat.recipe import GateSection
 __all__ = [
     "AidRow",
     "AidScore",
+    "AutoRow",
+    "AutoStep",
     "ChangedSample",
     "Changes",
     "Check",
@@ -223,6 +225,31 @@ class Gate(_Record):
     checks: list[Check]
 
 
+class AutoStep(_Record):
+    """One step of `run --auto`.
+
+    `drop` is the largest over the runtimes of the gate, on the test split where `test` says so, else on the samples
+    that were searched on; `folder` is where the step's own run is, relative to the report.
+    """
+
+    what: str
+    drop: float | None
+    drop_ci95: tuple[float, float] | None
+    test: bool
+    verdict: str
+    folder: str | None
+
+
+class AutoRow(_Record):
+    """How `run --auto` came to the recipe of this report; `recipe` is the file that reproduces it."""
+
+    steps: list[AutoStep]
+    conclusion: str
+    looks_at_test: int
+    trials: int
+    recipe: str
+
+
 class Report(_Record):
     """Everything a run found; see `Files` in docs/design.md."""
 
@@ -235,6 +262,7 @@ class Report(_Record):
     results: list[Row] = Field(min_length=1)
     gate: Gate
     ptq_aids: list[AidRow] = Field(default_factory=list)
+    auto: AutoRow | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As written to report.json."""

@@ -1,0 +1,79 @@
+"""trials.jsonl: every measurement of a search, a line each, so that one that was killed makes none of them twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeqat.errors import OutputError
+
+__all__ = ["TrialLog"]
+
+
+class TrialLog:
+    """What was measured, by what it was measured of; kept in a file where there is one.
+
+    A line that a killed process left half written does not count, nor do those of another model, recipe or data.
+
+    Args:
+        path: The file; None keeps nothing.
+        identity: What every measurement depends on: JSON-ready.
+    """
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+        self._path = path
+        self._identity = _sha256(identity)
+        self._known: dict[str, dict[str, Any]] = {}
+        self._torn = False
+        if path is not None and path.exists():
+            self._read(path)
+
+    def once(self, kind: str, of: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A measurement: as it was logged, else made now and logged.
+
+        Args:
+            kind: What is measured.
+            of: What it is measured of, JSON-ready.
+            measure: Makes it; JSON-ready.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        key = _sha256([self._identity, kind, of])
+        if key not in self._known:
+            found = measure()
+            self._append({"key": key, "kind": kind, "of": of, "found": found})
+            self._known[key] = found
+        return self._known[key]
+
+    def _read(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        self._torn = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+                self._known[record["key"]] = record["found"]
+            except (ValueError, KeyError, TypeError):
+                continue  # half written: it is measured again
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._torn + line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}; free space") from error
+        self._torn = False
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
