@@ -159,7 +159,7 @@ class _Auto:
                 report = carry_out(opened, next((twin for twin in twins if twin.exists()), None))
         step = _Step(recipe, report, folder)
         self.done.append(step)
-        row = max(_gated(report), key=lambda row: row.drop or 0.0)
+        row = max(_gated(report), key=lambda row: 0.0 if row.drop is None else row.drop)
         failing = _failing(step)
         verdict = f"fails on {_named(failing)}" if failing else "passes the gate"
         self._tell(what, row.drop, row.drop_ci95, f"{verdict} ({_checks(report)})", f"steps/{name}")

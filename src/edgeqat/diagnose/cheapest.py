@@ -306,4 +306,5 @@ def _drop(trial: Trial) -> float:
 def _price(trial: Trial) -> tuple[int, float, int, float]:
     """By size, then by speed where that was measured, then by how little is touched."""
     cost, choice = trial.cost, trial.choice
-    return (cost.file_bytes, -(cost.speedup or 0.0), len(choice.globally) + len(choice.layers), _drop(trial))
+    slowness = 0.0 if cost.speedup is None else -cost.speedup
+    return (cost.file_bytes, slowness, len(choice.globally) + len(choice.layers), _drop(trial))
