@@ -217,3 +217,10 @@ def test_of_observers_one_is_chosen_and_an_aid_comes_on_top() -> None:
         ("percentile",),
         ("percentile", "equalize"),
     ]
+
+
+def test_a_global_treatment_is_tried_again_once_nothing_hides_its_worth() -> None:
+    """Its gain is within the error as long as b ruins everything; with b mended it spares a from float."""
+    table = Table({("a", None): 1.0, ("b", None): 1.0, ("b", "mse"): 0.0}, aids={"equalize": 0.4}, error=0.5)
+    found = search(table, Limits(max_drop=0.65))
+    assert found.best.choice == Choice(("equalize",), (("b", "mse"),))

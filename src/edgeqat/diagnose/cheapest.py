@@ -7,6 +7,7 @@ It knows nothing of models: what a plan loses, what it costs and which layers ma
     3. too large: fewer bits, for the layers that lose least by a byte saved, until it is small enough
     4. too much is lost: float, for the fewest groups of layers with which it is not, those that lose most first
     5. a cheaper treatment, or none, for each layer treated, the one that loses least first
+    6. the treatments of 2 once more, in the place of what is in float still
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class _Search:
         if treated is None:
             self.why = "not even float for all layers of the ranking wins enough back"
             return
-        self._shrink(basis, treated)
+        self._without_float(self._shrink(basis, treated))
         self.why = "what loses little enough is too large or too slow"
 
     def _globally(self) -> Choice:
@@ -237,7 +238,7 @@ class _Search:
                 failing = middle
         return enough
 
-    def _shrink(self, basis: Choice, treated: Choice) -> None:
+    def _shrink(self, basis: Choice, treated: Choice) -> Choice:
         """Gives each layer that `treated` leaves in float the first cheaper treatment that will do."""
         before: Mapping[str, str] = dict(basis.layers)
         order = list(dict.fromkeys(name for group in self.problem.ranking(basis) for name in group))
@@ -249,6 +250,15 @@ class _Search:
                 if self._loses_little(self._try(choice)):
                     treated = choice
                     break
+        return treated
+
+    def _without_float(self, treated: Choice) -> None:
+        """Tries global treatments in the place of float: beside a layer that ruins everything none shows its worth."""
+        floats = [name for name, treatment in treated.layers if treatment == FLOAT]
+        groups = [group for group in self.problem.globally() if not set(group) & set(treated.globally)]
+        others = [name for group in groups for name in group]
+        for name in others if floats else ():
+            self._try(Choice((*treated.globally, name), treated.treating(dict.fromkeys(floats)).layers))
 
     def _try(self, choice: Choice) -> Trial:
         if choice not in self.trials:
