@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgeqat"))
 def _seeded() -> None:
     """Random weights are the same in every run, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def few_rounds() -> Iterator[None]:
+    """For tests of whole runs: how long and how often is measured is not what they look at."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(latency, "MIN_ROUNDS", 5)
+        patched.setattr(latency, "MAX_ROUNDS", 5)
+        patched.setattr(memory, "PROCESSES", 1)
+        yield
 
 
 @pytest.fixture

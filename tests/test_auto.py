@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 import edgeqat as eq
 from edgeqat.auto import run_auto
-from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.monitor import Silent
 from edgeqat.reporting.schema import Report, read_report
@@ -33,14 +31,7 @@ FAULT = (
 """A range that leaves almost nothing of a layer's output."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long and how often is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        patched.setattr(memory, "PROCESSES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 def recipe(*more: str) -> Recipe:

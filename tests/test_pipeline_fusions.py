@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 
 import edgeqat as eq
-from edgeqat.measuring import latency, memory
 from edgeqat.recipe import load_recipe
 from helpers import EXACT_ARITHMETIC, CommandLine
 
@@ -34,14 +32,7 @@ rep = eq.FusionPattern("repvgg", modules=Mine, replace=merged)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long and how often is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        patched.setattr(memory, "PROCESSES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 @pytest.fixture

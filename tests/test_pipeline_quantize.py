@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import edgeqat as eq
-from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.monitor import Silent
 from helpers import EXACT_ARITHMETIC, digests
@@ -33,14 +31,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long and how often is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        patched.setattr(memory, "PROCESSES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 def recipe(kind: str) -> Recipe:

@@ -15,7 +15,6 @@ import torch
 
 import edgeqat as eq
 from edgeqat.errors import CheckpointError, OutputError, RecipeError, TrainingError
-from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.monitor import Silent
 from helpers import ENVIRONMENT, MAIN, digests, flip_byte
@@ -31,14 +30,7 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long and how often is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        patched.setattr(memory, "PROCESSES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 def recipe(*more: str) -> Recipe:

@@ -139,7 +139,10 @@ def test_a_float_model_has_averages_too() -> None:
     torch.manual_seed(0)
     model = shake(SmallNet())
     sequence = [model.fc.weight.detach().clone()]
-    look = lambda: sequence.append(model.fc.weight.detach().clone())  # noqa: E731
+
+    def look() -> None:
+        sequence.append(model.fc.weight.detach().clone())
+
     eq.fit(model, BATCHES, epochs=2, lr=0.02, aids=eq.QatAids(ema=EMA), on_step=look)
     expected = closed_form(sequence, EMA.decay)
     assert torch.allclose(model.fc.weight.detach().double(), expected, rtol=0, atol=ROUNDING)

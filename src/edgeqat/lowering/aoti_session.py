@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError
 from edgeqat.lowering.op_time import OpTime
+from edgeqat.lowering.session import torch_threads
 from edgeqat.replay.folder import FolderError
 from edgeqat.replay.run_aoti import load_aoti
 
@@ -36,12 +36,8 @@ class AotiSession:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it, the process has this session's threads."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with torch_threads(self.threads):
             yield
-        finally:
-            torch.set_num_threads(threads)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Every output, for the inputs in the model's order."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError
 from edgeqat.lowering.op_time import OpTime
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "open_session", "torch_threads"]
 
 
 class Session(Protocol):
@@ -87,3 +88,14 @@ def open_session(runtime: str, path: Path, engine: str, threads: int, taps: byte
         return AotiSession(path, threads)
     known = "onnxruntime, torchscript, executorch, litert, openvino or aoti"
     raise InputError(f"found the runtime {runtime!r}, wanted {known}")
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Within it torch has n threads within an op, which is a global of the process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

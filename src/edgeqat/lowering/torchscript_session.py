@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgeqat.errors import InputError
 from edgeqat.lowering.op_time import OpTime
+from edgeqat.lowering.session import torch_threads
 from edgeqat.replay.folder import FolderError
 from edgeqat.replay.run_torchscript import load_torchscript, on_engine, tapped_torchscript
 
@@ -45,13 +46,8 @@ class TorchScriptSession:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it, the process has this session's engine and threads."""
-        threads = torch.get_num_threads()
-        with on_engine(self.engine):
-            torch.set_num_threads(self.threads)
-            try:
-                yield
-            finally:
-                torch.set_num_threads(threads)
+        with on_engine(self.engine), torch_threads(self.threads):
+            yield
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Every output, for the inputs in the model's order."""
