@@ -89,6 +89,7 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Fraction = 0.9
     weight_decay: Rate = 0.0005
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     float_epochs: Count = 8
     float_lr: Rate = 0.05
     qat_epochs: Count = 4

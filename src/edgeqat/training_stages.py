@@ -277,6 +277,7 @@ def _fit(
                 momentum=train.momentum,
                 weight_decay=train.weight_decay,
                 loss=build_loss(work.recipe.task.loss),
+                precision=train.precision,
                 max_grad_norm=max_grad_norm,
                 batch_norm=batch_norm,
                 aids=aids,

@@ -26,6 +26,7 @@ from edgeqat.train.batch_norm import (
 )
 from edgeqat.train.finite import Place, check_state, explain_gradient, explain_loss, non_finite_state
 from edgeqat.train.losses import Loss, resolve_loss
+from edgeqat.train.precision import check_precision, computing_in, in_float32
 from edgeqat.train.state import Epoch, History, Settings, TrainingState, capture_state, restore_state
 
 __all__ = ["Epoch", "History", "TrainingState", "fit"]
@@ -52,6 +53,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     loss: str | Loss = "cross_entropy",
+    precision: str = "32-true",
     max_grad_norm: float | None = None,
     batch_norm: BatchNormSchedule = ALWAYS_LIVE,
     aids: QatAids = NO_AIDS,
@@ -78,6 +80,9 @@ def fit(
         momentum: Of sgd.
         weight_decay: Applied to weights, not to biases and normalisation parameters.
         loss: Name or callable (outputs, targets) -> 0-d tensor.
+        precision: "32-true", or "bf16-mixed" for forward passes under torch.autocast in bfloat16: quicker where the
+            processor has it. Weights, grids, rounding, outputs and the optimizer stay in float32, and so do batch
+            norms' re-estimation and validation.
         max_grad_norm: Gradients are scaled down to this norm; None leaves them. Without batch norm behind them,
             folded convs diverge from one step that is too large: fine-tuning wants a bound.
         batch_norm: What happens to batch norms that are not folded.
@@ -100,14 +105,17 @@ def fit(
         TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
             The model is of no use then, the last state given to `on_checkpoint` is.
         CheckpointError: `start` was made with other settings or for another model.
-        InputError: Unknown optimizer, loss or metric; or aids that this model, its outputs or targets do not allow.
+        InputError: Unknown optimizer, loss, metric or precision; or aids that this model, its outputs or targets do not allow.
         PhaseError: Oscillation is to be watched in a simulation that is not calibrated.
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     chosen = resolve_metric(metric)
+    check_precision(precision)
     told = aids.describe()
-    settings = Settings(optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed, told)
+    settings = Settings(
+        optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed, told, precision
+    )
     if isinstance(model, SimulatedModel) and model.phase == CONVERTED:
         model.set_phase(QUANTIZED)
     history: list[Epoch] = [] if start is None else list(start.history)
@@ -212,13 +220,15 @@ def _step(
     args, kwargs = call_of(inputs)
     rng = torch.get_rng_state()
     optim.zero_grad(set_to_none=True)
-    outputs = model(*args, **kwargs)
     step = place.epoch * settings.steps + place.step
-    loss = work.loss(criterion(outputs, targets), inputs, outputs, targets, step)
+    with computing_in(settings.precision, model):
+        outputs = in_float32(model(*args, **kwargs))
+        loss = work.loss(criterion(outputs, targets), inputs, outputs, targets, step)
     loss.backward()  # type: ignore[no-untyped-call]
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise explain_loss(model, inputs, targets, value, rng, known, place)
+        with computing_in(settings.precision, model):
+            raise explain_loss(model, inputs, targets, value, rng, known, place)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not math.isfinite(float(norm)):

@@ -52,6 +52,7 @@ class Settings:
     steps: int
     seed: int
     aids: str = "none"
+    precision: str = "32-true"
 
 
 @dataclass(frozen=True, eq=False)
