@@ -1,13 +1,14 @@
 """What each aid for quantization-aware training brings at few bits: ResNet-8 on CIFAR-10, several seeds.
 
-    python benchmarks/qat_aids.py --data CIFAR [--seeds 0 1 2] [--aids none distill ...] [--epochs 8] [--out FOLDER]
+    python benchmarks/qat_aids.py --data CIFAR [--seeds 0 1 2] [--aids none distill ...] [--epochs 4] [--out FOLDER]
     python benchmarks/qat_aids.py --data CIFAR --cost
 
 All variants of a seed start from one float model, which is trained once and kept in FOLDER, and have the same number
 of epochs. Weights have 4 bits and learned scales, activations 4 bits and learned ranges (8 bits where the plan takes
-no 4, or with --activations 8), in every layer, batch norms folded, but for what an aid changes. A finished run is one
-JSON file, and is not run again; the table is printed from all of them: top-1 in the exact arithmetic, its standard
-deviation over seeds, the difference from "none" of the same seed, and the 95% interval of its mean (Student's t).
+no 4, or with --activations 8), in every layer, batch norms folded, but for what an aid changes; training computes in
+bfloat16 where autocast allows it. A finished run is one JSON file, and is not run again; the table is printed from all
+of them: top-1 in the exact arithmetic, its standard deviation over seeds, the difference from "none" of the same seed,
+and the 95% interval of its mean (Student's t).
 
     float         the float model, fine-tuned with the same budget
     none          nothing
@@ -57,6 +58,7 @@ from edgeqat.zoo import resnet8
 OUT = Path(__file__).parent / "results" / "qat_aids"
 BATCH, CALIBRATION_N = 128, 512
 FLOAT_LR, QAT_LR, WEIGHT_DECAY, GRAD_NORM = 0.1, 0.01, 5e-4, 1.0
+PRECISION = "bf16-mixed"
 BASE, FLOAT = "none", "float"
 
 
@@ -103,8 +105,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--aids", nargs="+", choices=[FLOAT, *RECIPES], default=[FLOAT, *RECIPES])
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--float-epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--float-epochs", type=int, default=15)
     parser.add_argument("--activations", type=int, help="bits; 4 where the plan takes them, else 8")
     parser.add_argument("--train-n", type=int, help="training images, all by default")
     parser.add_argument("--test-n", type=int, help="test images, all by default")
@@ -171,8 +173,15 @@ def float_model(seed: int, options: argparse.Namespace, data: Dataset) -> nn.Mod
     if place.exists():
         load_weights(model, place)
     else:
-        settings = {"epochs": options.float_epochs, "lr": FLOAT_LR, "weight_decay": WEIGHT_DECAY, "seed": seed}
-        eq.fit(model, batches(data, options, seed), **settings)
+        eq.fit(
+            model,
+            batches(data, options, seed),
+            epochs=options.float_epochs,
+            lr=FLOAT_LR,
+            weight_decay=WEIGHT_DECAY,
+            precision=PRECISION,
+            seed=seed,
+        )
         save_weights(model, place)
     return model.eval()
 
@@ -187,7 +196,13 @@ def simulation(recipe: Recipe, model: nn.Module, data: Dataset, activations: int
 def run(aid: str, seed: int, options: argparse.Namespace, data: Dataset) -> dict[str, Any]:
     """Trains one variant; what is found of it."""
     model, train = float_model(seed, options, data), batches(data, options, seed)
-    settings = {"lr": QAT_LR, "weight_decay": WEIGHT_DECAY, "max_grad_norm": GRAD_NORM, "seed": seed}
+    settings = {
+        "lr": QAT_LR,
+        "weight_decay": WEIGHT_DECAY,
+        "precision": PRECISION,
+        "max_grad_norm": GRAD_NORM,
+        "seed": seed,
+    }
     test = data.test if options.test_n is None else data.test.take(torch.arange(options.test_n))
     evaluated = Batches(test, batch_size=BATCH, mean=data.mean, std=data.std)
     started, metric = time.perf_counter(), resolve_metric("top1")
