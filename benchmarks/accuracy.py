@@ -226,15 +226,10 @@ def of_simulation(sim: eq.SimulatedModel, data: Data) -> dict[str, Any]:
         parity = eq.verify(artifact, program, data.test().inputs())
         session = artifact.session(threads=1)
         found = right(lambda x: session.run([x])[0], data)
-    return {
-        "top1": float(found.double().mean()),
-        "right": packed(found),
-        "bit_identical": parity.bit_identical,
-        "max_error_steps": parity.max_error_steps,
-        "file_bytes": artifact.file_bytes,
-        "payload_bytes": artifact.manifest["payload_bytes"],
-        "float_ops": len(program.float_origins()),
-    }
+        sizes = {"file_bytes": artifact.file_bytes, "payload_bytes": artifact.manifest["payload_bytes"]}
+    accuracy = {"top1": float(found.double().mean()), "right": packed(found)}
+    proof = {"bit_identical": parity.bit_identical, "max_error_steps": parity.max_error_steps}
+    return accuracy | proof | sizes | {"float_ops": len(program.float_origins())}
 
 
 def tune(model: nn.Module, budget: Budget, data: Data, seed: int) -> None:
