@@ -25,8 +25,10 @@ from edgeqat.files import to_json, write_atomically
 from edgeqat.pipeline import begin, check_same, check_task
 from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.recipe import Recipe
+from edgeqat.reporting.figures.sensitivity import sensitivity_svg
 from edgeqat.reporting.monitor import Monitor, Silent
-from edgeqat.reporting.sensitivity_figure import sensitivity_svg
+from edgeqat.reporting.page import render_page
+from edgeqat.reporting.schema import read_report
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.training_stages import open_store, prepared, train_float
@@ -79,6 +81,8 @@ def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Moni
         about = {"edgeqat": __version__, "recipe_sha256": recipe.sha256(), "source": recipe.data.source}
         write_atomically(folder / "sensitivity.svg", sensitivity_svg(table))
         write_atomically(folder / "sensitivity.json", to_json({**about, **table.to_dict()}))
+        if held is FolderState.FINISHED:  # its page shows the figure; another's is written when it is finished
+            write_atomically(folder / "report.html", render_page(read_report(folder), folder))
     return table
 
 

@@ -28,6 +28,7 @@ from edgeqat.pipeline import OpenedRun, carry_out, finished_before, open_run, wr
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.recipe_quantize import QuantizeSection
 from edgeqat.reporting.monitor import Monitor, Silent
+from edgeqat.reporting.pictures import FOLDER as SAMPLES
 from edgeqat.reporting.schema import AutoRow, AutoStep, Report, Row
 from edgeqat.reporting.summary import change
 from edgeqat.run_folder import claimed
@@ -226,9 +227,10 @@ class _Auto:
     def _end(self, step: _Step, conclusion: str) -> Report:
         """Puts the artifacts and the report of a step at the head of the run, and writes the recipe behind them."""
         self.monitor.stage(f"auto: {conclusion}")
-        for name in ("artifacts", "latency"):
+        for name in ("artifacts", "latency", SAMPLES):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            shutil.copytree(step.folder / name, self.folder / name)
+            if (step.folder / name).is_dir():  # there are no pictures of what is no image
+                shutil.copytree(step.folder / name, self.folder / name)
         # A path in a recipe is relative to its file, so that the directory can be moved.
         relative = step.recipe
         if step.recipe.model.weights != self.asked.model.weights:
@@ -244,8 +246,7 @@ class _Auto:
             recipe=RECIPE,
         )
         report = step.report.model_copy(update={"auto": auto})
-        planned = open_run(step.recipe, step.folder, Silent(), self.work.data).planned
-        write_report(report, str(planned), self.folder)
+        write_report(report, self.folder)
         return report
 
 

@@ -12,7 +12,7 @@ Training is checkpointed, see training_stages.py; a resumed run redoes what come
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
+from edgeqat.diagnose.distributions import distributions, samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
@@ -42,19 +43,23 @@ from edgeqat.planning import Plan, plan
 from edgeqat.ptq_stage import read_aids
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
-from edgeqat.reporting.build import build_report, samples_path
+from edgeqat.reporting.build import Insight, build_report, samples_path
 from edgeqat.reporting.monitor import Monitor, Silent
+from edgeqat.reporting.network import network_rows
+from edgeqat.reporting.network_schema import NetworkRows
 from edgeqat.reporting.page import render_page
+from edgeqat.reporting.pictures import flipped, write_pictures
 from edgeqat.reporting.schema import FLOAT_TWIN, Report, read_report
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
+from edgeqat.simulate.model import SimulatedModel
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import runtime_of
 from edgeqat.train.distillation import check_distillable
 from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
-from edgeqat.training_stages import adopt_twin, open_store, stages_of, train_and_convert
+from edgeqat.training_stages import adopt_twin, curves, open_store, stages_of, train_and_convert
 
 __all__ = [
     "OpenedRun",
@@ -160,16 +165,26 @@ def carry_out(opened: OpenedRun, twin: Path | None = None) -> Report:
     _lower_all(work, variants)
     _verify_all(work, variants)
     _measure_all(work, variants)
-    test, aids = work.batches(work.data.test), read_aids(folder)
-    report = build_report(recipe, work.data, test, variants, work.metric, aids)
-    write_report(report, str(opened.planned), folder)
+    seen = Insight(str(opened.planned), _network(work, variants), curves(store, recipe.train), read_aids(folder))
+    report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric, seen)
+    write_pictures(work.data.test, flipped(report), folder)
+    write_report(report, folder)
     return report
 
 
-def write_report(report: Report, planned: str, folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """Writes report.html, then report.json, which says that the run is complete."""
-    write_atomically(folder / "report.html", render_page(report, planned))
+    write_atomically(folder / "report.html", render_page(report, folder))
     write_atomically(folder / "report.json", to_json(report.to_dict()))
+
+
+def _network(work: Run, variants: Sequence[Variant]) -> NetworkRows:
+    """The network of the variant that is judged, over some calibration samples."""
+    variant = variants[-1]
+    assert isinstance(variant.model, SimulatedModel)
+    batch = work.example(samples_within(variant.program))
+    n = len(pytree.tree_leaves(batch)[0])
+    return network_rows(variant.name, variant.program, distributions(variant.model, batch), n)
 
 
 def begin(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None = None) -> tuple[Run, nn.Module, Plan]:

@@ -34,13 +34,11 @@ AUTO_NAMES = frozenset({"recipe.auto.yaml", "search", "steps"})
 ANALYSES = ("sensitivity.json", "sensitivity.svg")
 """What is found out about a run beside it; it stays when the run is resumed."""
 
-OWN_NAMES = frozenset(
-    {"recipe.yaml", "report.json", "report.html", "checkpoints", "artifacts", "latency", *ANALYSES, *AUTO_NAMES}
-)
-"""What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
-
-MADE_AGAIN = ("report.html", "artifacts", "latency")
+MADE_AGAIN = ("report.html", "artifacts", "latency", "samples")
 """What a resumed run makes anew."""
+
+OWN_NAMES = frozenset({"recipe.yaml", "report.json", "checkpoints", *MADE_AGAIN, *ANALYSES, *AUTO_NAMES})
+"""What a run writes into its directory; only a directory that holds nothing else is ever replaced."""
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """How a file system without locks answers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
@@ -26,6 +26,7 @@ from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
 from edgeqat.recipe_train import TrainSection
+from edgeqat.reporting.network_schema import EpochRow, StageRow
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
@@ -44,6 +45,7 @@ from edgeqat.train.store import CheckpointStore, RunIdentity
 __all__ = [
     "Stage",
     "adopt_twin",
+    "curves",
     "open_store",
     "plan_hash",
     "prepared",
@@ -88,6 +90,18 @@ def stages_of(train: TrainSection, variant: str) -> list[Stage]:
     told = enumerate(train.progressive, start=1)
     wide = [Stage(f"{variant}-stage{i}", s.epochs, s.weights or 2, s.activations or 2) for i, s in told]
     return [*wide, Stage(variant, train.qat_epochs)]
+
+
+def curves(store: CheckpointStore, train: TrainSection | None) -> list[StageRow]:
+    """The epochs of every stage that was trained in this run, as its checkpoints tell them."""
+    variants = () if train is None else (stages_of(train, "float_finetuned"), stages_of(train, "qat"))
+    names = ["float", *(stage.name for stages in variants for stage in stages)]
+    found = {name: store.history(name) for name in names}
+    return [
+        StageRow(stage=name, epochs=[EpochRow(**asdict(epoch)) for epoch in epochs])
+        for name, epochs in found.items()
+        if epochs
+    ]
 
 
 def train_float(work: Run, model: nn.Module, store: CheckpointStore) -> None:

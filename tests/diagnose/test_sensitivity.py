@@ -21,7 +21,7 @@ from edgeqat.diagnose.switches import quantizing, switchable
 from edgeqat.errors import DataError, InputError, PhaseError, PlanError
 from edgeqat.files import to_json
 from edgeqat.metrics import METRICS
-from edgeqat.reporting.sensitivity_figure import sensitivity_svg
+from edgeqat.reporting.figures.sensitivity import sensitivity_svg
 from models import Branches, FloatMiddle
 
 IMAGES = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))

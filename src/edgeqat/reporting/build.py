@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgeqat.data.dataset import Dataset
@@ -13,6 +14,7 @@ from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import Metric, Scores, evaluate
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.changes import find_changes
+from edgeqat.reporting.network_schema import NetworkRows, StageRow
 from edgeqat.reporting.schema import (
     FLOAT_TWIN,
     AidRow,
@@ -30,7 +32,17 @@ from edgeqat.reporting.schema import (
 from edgeqat.signature import Batch, call
 from edgeqat.version import __version__
 
-__all__ = ["build_report", "samples_path"]
+__all__ = ["Insight", "build_report", "samples_path"]
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What a run has seen beside its results: the plan as text, the network that ships, training, aids of ptq."""
+
+    plan: str
+    network: NetworkRows | None
+    training: Sequence[StageRow]
+    aids: Sequence[AidRow]
 
 
 def samples_path(variant: Variant, runtime: str) -> str:
@@ -43,7 +55,7 @@ def build_report(
     test: Iterable[tuple[Batch, Any]],
     variants: list[Variant],
     metric: Metric,
-    aids: Sequence[AidRow] = (),
+    seen: Insight,
 ) -> Report:
     """Everything that was found, as report.json holds it.
 
@@ -53,7 +65,7 @@ def build_report(
         test: The test split in batches.
         variants: Lowered, verified and measured.
         metric: The recipe's.
-        aids: What each aid of post-training quantization did.
+        seen: What else was seen on the way.
     """
     rows: list[Row] = []
     scores: dict[tuple[str, str], Scores] = {}
@@ -78,7 +90,10 @@ def build_report(
         },
         results=rows,
         gate=judge(rows, recipe.gate, list(variants[0].artifacts), gated),
-        ptq_aids=list(aids),
+        ptq_aids=list(seen.aids),
+        plan=seen.plan,
+        network=seen.network,
+        training=list(seen.training),
     )
 
 

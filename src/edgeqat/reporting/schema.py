@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.recipe import GateSection
+from edgeqat.reporting.network_schema import NetworkRows, StageRow
+from edgeqat.reporting.record import Record
 
 __all__ = [
     "AidRow",
@@ -37,11 +39,7 @@ __all__ = [
 SCHEMA = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MetricRow(_Record):
+class MetricRow(Record):
     """A metric with its 95% interval over n samples; the figures of a share are in 0..1."""
 
     name: str
@@ -52,7 +50,7 @@ class MetricRow(_Record):
     is_share: bool = True
 
 
-class LatencyRow(_Record):
+class LatencyRow(Record):
     """Percentiles in milliseconds; `samples` is the file of raw timings, relative to the report."""
 
     batch: int
@@ -64,7 +62,7 @@ class LatencyRow(_Record):
     samples: str
 
 
-class ValueRow(_Record):
+class ValueRow(Record):
     """One value inside a network: how many of its integers are off by how many steps; 0 counts the equal ones."""
 
     name: str
@@ -72,7 +70,7 @@ class ValueRow(_Record):
     histogram: dict[int, int]
 
 
-class ParityRow(_Record):
+class ParityRow(Record):
     """Comparison with the reference where an arithmetic is known, else with the simulation."""
 
     against: str
@@ -87,7 +85,7 @@ class ParityRow(_Record):
     unseen: list[str] = Field(default_factory=list)
 
 
-class OpTimeRow(_Record):
+class OpTimeRow(Record):
     """What a runtime's profiler says of one kind of op of the graph that really runs: milliseconds a call."""
 
     op: str
@@ -95,7 +93,7 @@ class OpTimeRow(_Record):
     ms: float
 
 
-class HazardRow(_Record):
+class HazardRow(Record):
     """What an op may do elsewhere; see `edgeqat.portability.Hazard`."""
 
     kind: str
@@ -106,14 +104,14 @@ class HazardRow(_Record):
     advice: str
 
 
-class OpsRow(_Record):
+class OpsRow(Record):
     """How many ops run in integers, how many in float."""
 
     integer: int
     float: int
 
 
-class FlippedSample(_Record):
+class FlippedSample(Record):
     """A sample that the two models classify differently, at least one of them wrongly; classes by name."""
 
     index: int
@@ -122,7 +120,7 @@ class FlippedSample(_Record):
     quantized_class: str
 
 
-class Flips(_Record):
+class Flips(Record):
     """How many samples changed sides from the float twin to the quantized model, and the first 50 of them."""
 
     right_to_wrong: int
@@ -131,7 +129,7 @@ class Flips(_Record):
     samples: list[FlippedSample]
 
 
-class ClassRow(_Record):
+class ClassRow(Record):
     """The metric of one class, over the n samples of it; None where the class does not occur for a model."""
 
     name: str
@@ -141,7 +139,7 @@ class ClassRow(_Record):
     drop: float | None
 
 
-class ChangedSample(_Record):
+class ChangedSample(Record):
     """The metric of one sample alone."""
 
     index: int
@@ -150,7 +148,7 @@ class ChangedSample(_Record):
     drop: float
 
 
-class Changes(_Record):
+class Changes(Record):
     """Which samples and classes a quantized model changed, against its float twin on the same runtime.
 
     `index` counts the test samples from 0, in the order of the split; a drop is positive where the quantized model is
@@ -162,7 +160,7 @@ class Changes(_Record):
     per_class: list[ClassRow] | None
 
 
-class Row(_Record):
+class Row(Record):
     """One variant on one runtime."""
 
     variant: Literal["float", "float_finetuned", "ptq", "qat"]
@@ -185,7 +183,7 @@ class Row(_Record):
     hazards: list[HazardRow] = Field(default_factory=list)
 
 
-class AidScore(_Record):
+class AidScore(Record):
     """What the simulation scores over some samples: its metric, and how near its outputs are to the float model's.
 
     `metric` is None without labels. `sqnr_db` is ten times the decimal logarithm of the power of the float outputs
@@ -196,7 +194,7 @@ class AidScore(_Record):
     sqnr_db: float | None
 
 
-class AidRow(_Record):
+class AidRow(Record):
     """An aid of post-training quantization: the scores before it and after it, on the same n samples of `split`."""
 
     aid: Literal["equalize", "adaround", "correct_bias"]
@@ -207,7 +205,7 @@ class AidRow(_Record):
     changed: str
 
 
-class Check(_Record):
+class Check(Record):
     """One limit of the gate, against one row."""
 
     name: str
@@ -218,14 +216,14 @@ class Check(_Record):
     passed: bool
 
 
-class Gate(_Record):
+class Gate(Record):
     """Whether the run may ship: every check passed."""
 
     passed: bool
     checks: list[Check]
 
 
-class AutoStep(_Record):
+class AutoStep(Record):
     """One step of `run --auto`.
 
     `drop` is the largest over the runtimes of the gate, on the test split where `test` says so, else on the samples
@@ -240,7 +238,7 @@ class AutoStep(_Record):
     folder: str | None
 
 
-class AutoRow(_Record):
+class AutoRow(Record):
     """How `run --auto` came to the recipe of this report; `recipe` is the file that reproduces it."""
 
     steps: list[AutoStep]
@@ -250,7 +248,7 @@ class AutoRow(_Record):
     recipe: str
 
 
-class Report(_Record):
+class Report(Record):
     """Everything a run found; see `Files` in docs/design.md."""
 
     schema_version: int = SCHEMA
@@ -263,6 +261,9 @@ class Report(_Record):
     gate: Gate
     ptq_aids: list[AidRow] = Field(default_factory=list)
     auto: AutoRow | None = None
+    plan: str = ""
+    network: NetworkRows | None = None
+    training: list[StageRow] = Field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As written to report.json."""

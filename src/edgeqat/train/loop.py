@@ -105,7 +105,8 @@ def fit(
         TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
             The model is of no use then, the last state given to `on_checkpoint` is.
         CheckpointError: `start` was made with other settings or for another model.
-        InputError: Unknown optimizer, loss, metric or precision; or aids that this model, its outputs or targets do not allow.
+        InputError: Unknown optimizer, loss, metric or precision; or aids that do not fit this model, its outputs or
+            targets.
         PhaseError: Oscillation is to be watched in a simulation that is not calibrated.
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)

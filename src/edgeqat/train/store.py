@@ -152,6 +152,18 @@ class CheckpointStore:
                 self._tell(f"{path} is passed over: {damage}")
         return None
 
+    def history(self, stage: str) -> tuple[Epoch, ...]:
+        """The epochs of a stage, as its newest readable checkpoint tells them; none where there is none."""
+        for epoch in sorted(self._found(stage), reverse=True):
+            try:
+                training = _parse(self._path(stage, epoch)).training
+            except _DamagedError as damage:
+                self._tell(f"{self._path(stage, epoch)} is passed over: {damage}")
+                continue
+            if training is not None:
+                return tuple(training.history)
+        return ()
+
     def last_good(self, stage: str) -> Path | None:
         """The file of the last epoch of a stage that was written."""
         epochs = self._found(stage)
