@@ -17,7 +17,8 @@ from edgeqat.machine import arithmetic_here
 from edgeqat.measuring import latency, memory
 from edgeqat.recipe import Recipe, bundled_recipes, load_recipe
 from edgeqat.replay.script import replay
-from edgeqat.reporting.schema import Report
+from edgeqat.reporting.pictures import flipped, picture_path
+from edgeqat.reporting.schema import Report, read_report
 from helpers import EXACT_ARITHMETIC, digests
 
 TINY = [
@@ -70,6 +71,11 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return recipe, folder, eq.run(recipe, folder)
 
 
+def pictures_of(report: Report) -> set[str]:
+    """The files of the samples that changed sides, which are images here."""
+    return {picture_path(index) for index in flipped(report)}
+
+
 # report.json, structure.
 
 
@@ -90,6 +96,9 @@ REPORT: dict[str, object] = {
     "gate": {"passed": bool, "checks": list},
     "ptq_aids": list,
     "auto": None,
+    "plan": str,
+    "network": {"variant": str, "n": int, "ops": list, "distributions": list},
+    "training": list,
 }
 ROW: dict[str, object] = {
     "variant": str,
@@ -185,7 +194,7 @@ def test_report_has_exactly_the_keys_and_types_of_the_contract(finished: tuple[R
 
 
 def test_every_file_of_the_contract_and_no_other_is_there(finished: tuple[Recipe, Path, Report]) -> None:
-    assert set(digests(finished[1])) == files_of(VARIANTS, finished[0].export)
+    assert set(digests(finished[1])) == files_of(VARIANTS, finished[0].export) | pictures_of(finished[2])
     assert [p.name for p in finished[1].parent.iterdir()] == [finished[1].name]
 
 
@@ -197,6 +206,17 @@ def test_recipe_is_written_resolved_and_reported(finished: tuple[Recipe, Path, R
     assert report.recipe_sha256 == recipe.sha256()
     assert report.edgeqat == eq.__version__
     assert report.data == {"source": "digits", "train_n": 1197 - 119 - 64, "calibration_n": 64, "eval_n": 600}
+
+
+def test_the_network_is_that_of_the_judged_variant_and_training_is_told(finished: tuple[Recipe, Path, Report]) -> None:
+    network, report = finished[2].network, finished[2]
+    assert network is not None and network.variant == "qat" and 1 <= network.n <= 64
+    assert sum(op.runs == "float" for op in network.ops) == 0 and "INT8" in report.plan
+    assert {row.name for row in network.distributions if row.part == "activation"} <= {op.name for op in network.ops}
+    assert all(sum(row.counts) > 0 for row in network.distributions if row.low < row.high)
+    stages = {stage.stage: stage.epochs for stage in report.training}
+    assert {name: len(epochs) for name, epochs in stages.items()} == {"float": 1, "float_finetuned": 1, "qat": 1}
+    assert all(epoch.metric is not None and epoch.loss > 0 for epochs in stages.values() for epoch in epochs)
 
 
 def test_a_row_per_variant_and_runtime(finished: tuple[Recipe, Path, Report]) -> None:
@@ -374,11 +394,11 @@ def test_same_seed_gives_the_same_bytes_and_overwrite_leaves_nothing_of_the_old_
 
     eq.run(small(), str(folder), overwrite=True)
     assert lasting(folder) == first
-    assert set(digests(folder)) == files_of(VARIANTS)
+    assert set(digests(folder)) == files_of(VARIANTS) | pictures_of(read_report(folder))
 
     eq.run(small("train.seed=1"), folder, overwrite=True)
     other = lasting(folder)
-    changed = {name for name in first if other[name] != first[name]}
+    changed = {name for name in first if other.get(name) != first[name]}
     assert {f"checkpoints/{variant}.safetensors" for variant in VARIANTS} <= changed
     assert {f"artifacts/{variant}/onnxruntime/model.onnx" for variant in VARIANTS} <= changed
     assert {name for name in first if name.endswith("verify.py")}.isdisjoint(changed)
@@ -386,7 +406,7 @@ def test_same_seed_gives_the_same_bytes_and_overwrite_leaves_nothing_of_the_old_
 
 def test_without_training_there_is_ptq_alone_and_the_gate_is_on_it(tmp_path: Path) -> None:
     report = eq.run(small("train=null", "gate={max_drop: -1, min_size_ratio: 1.0}"), tmp_path / "run")
-    assert set(digests(tmp_path / "run")) == files_of(UNTRAINED, epochs=0)
+    assert set(digests(tmp_path / "run")) == files_of(UNTRAINED, epochs=0) | pictures_of(report)
     places = [(row.variant, row.runtime) for row in report.results]
     assert places == [(variant, runtime) for variant in UNTRAINED for runtime in ("simulation", "onnxruntime")]
     verdicts = {check.name: (check.variant, check.passed) for check in report.gate.checks}

@@ -279,7 +279,9 @@ def _fit(
             metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
         work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
 
-    target = resolve_targets(work.recipe.export)[0]
+    target = resolve_targets(work.recipe.export)[
+        0
+    ]  # what ships is validated; in an unknown arithmetic, the simulation
     try:
         with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
             history = fit(
@@ -298,7 +300,6 @@ def _fit(
                 seed=train.seed,
                 validation_batches=work.batches(work.data.validation, user_model=user_model),
                 metric=work.metric,
-                # What will be shipped is validated; where its arithmetic is not known, the simulation is.
                 exact=arithmetic_here(target.name if target.file is None else target.runtime),
                 on_step=advance,
                 on_epoch=tell,

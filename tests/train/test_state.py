@@ -84,7 +84,12 @@ def test_later_steps_do_not_change_a_state() -> None:
 def test_other_settings_are_refused_by_name(name: str) -> None:
     _, states = train(make(False), "sgd")
     found = getattr(states[0].settings, name)
-    others = {"optimizer": "adamw", "batch_norm": eq.BatchNormSchedule(1), "aids": "Ema(decay=0.9)", "precision": "bf16-mixed"}
+    others = {
+        "optimizer": "adamw",
+        "batch_norm": eq.BatchNormSchedule(1),
+        "aids": "Ema(decay=0.9)",
+        "precision": "bf16-mixed",
+    }
     other = others[name] if name in others else found + 1
     start = replace(states[0], settings=replace(states[0].settings, **{name: other}))
     words = re.escape(f"made with {name} {other}, this training has {found}; start afresh")

@@ -21,7 +21,7 @@ from edgeqat.reporting.figures.drawing import embedded
 from edgeqat.reporting.figures.latency import latency_svg
 from edgeqat.reporting.figures.network import error_graph_svg, grid_graph_svg, row_id
 from edgeqat.reporting.figures.parity import parity_svg
-from edgeqat.reporting.figures.results import metric_svg, tradeoff_svg
+from edgeqat.reporting.figures.results import by_runtime, metric_svg, tradeoff_svg
 from edgeqat.reporting.figures.training import training_svg
 from edgeqat.reporting.pictures import flipped, picture_path
 from edgeqat.reporting.schema import FLOAT_TWIN, Report, Row, size_ratio, speedup
@@ -126,9 +126,10 @@ def _profiles(report: Report) -> list[tuple[Row, Row | None]]:
 def _drawings(report: Report, folder: Path) -> dict[str, Markup]:
     """Every figure that there is something to draw for, by name."""
     metric, network = report.results[0].metric, report.network
+    named = [(f"{row.variant}, {row.runtime}", row) for row in report.results]
     found: dict[str, tuple[str | None, str]] = {
-        "metric": (metric_svg(report), f"{metric.name} of each variant on each runtime, with 95% intervals"),
-        "tradeoff": (tradeoff_svg(report), f"{metric.name} against latency and size"),
+        "metric": (metric_svg(named), f"{metric.name} of each variant on each runtime, with 95% intervals"),
+        "tradeoff": (tradeoff_svg(by_runtime(report.results)), f"{metric.name} against latency and size"),
         "latency": (latency_svg(_timings(report, folder)), "distribution of the latency of single calls"),
         "parity": (parity_svg(report), "integers of each quantized file by their error in steps"),
         "training": (training_svg(report.training, metric.name, metric.is_share), "loss and metric by epoch"),

@@ -77,6 +77,7 @@ def embedded(svg: str, name: str, label: str) -> str:
         label: What the figure shows, for those who cannot see it.
     """
     text = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)  # HTML knows them without
     own = set(re.findall(r'\bid="([^"]+)"', text))
 
     def renamed(match: re.Match[str]) -> str:

@@ -2,8 +2,8 @@
 // Tables with data-sortable: a click on a head sorts by it, numbers as numbers, empty cells last.
 function key(cell) {
   const text = cell.dataset.value === undefined ? cell.textContent.trim() : cell.dataset.value;
-  const number = text === "" ? NaN : Number(text);
-  return Number.isNaN(number) ? text.toLowerCase() : number;
+  const number = /^[+-]?\d+(\.\d+)?(e[+-]?\d+)?(?=[\s%x]|$)/.exec(text);
+  return number === null ? text.toLowerCase() : Number(number[0]);
 }
 function compare(a, b, direction) {
   if (a === "" || b === "") return (a === "") - (b === "");
