@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -273,15 +273,7 @@ def _fit(
     if done:
         work.monitor.line(f"resumed after epoch {done}/{epochs}")
 
-    def tell(epoch: Epoch) -> None:
-        metric = ""
-        if epoch.metric is not None:
-            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
-        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
-
-    target = resolve_targets(work.recipe.export)[
-        0
-    ]  # what ships is validated; in an unknown arithmetic, the simulation
+    target = resolve_targets(work.recipe.export)[0]
     try:
         with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
             history = fit(
@@ -300,9 +292,10 @@ def _fit(
                 seed=train.seed,
                 validation_batches=work.batches(work.data.validation, user_model=user_model),
                 metric=work.metric,
+                # What will be shipped is validated; where its arithmetic is not known, the simulation is.
                 exact=arithmetic_here(target.name if target.file is None else target.runtime),
                 on_step=advance,
-                on_epoch=tell,
+                on_epoch=_telling(work, epochs),
                 start=start,
                 on_checkpoint=lambda state: store.save_epoch(stage, state),
             )
@@ -312,6 +305,16 @@ def _fit(
         raise type(error)(f"{error} (stage {stage}; {where})") from error
     if aids.oscillation is not None:
         work.monitor.line(_told_of(history.oscillating))
+
+
+def _telling(work: Run, epochs: int) -> Callable[[Epoch], None]:
+    def tell(epoch: Epoch) -> None:
+        metric = ""
+        if epoch.metric is not None:
+            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
+        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
+
+    return tell
 
 
 def _told_of(found: Sequence[Oscillating]) -> str:
