@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import InputError
+from edgeqat.replay.script import replay
+from helpers import EXACT_ARITHMETIC
 from models import SmallNet, Tokens
 
 
@@ -56,3 +61,34 @@ def test_indices_are_of_the_examples_type() -> None:
     sim = eq.prepare(Tokens().eval(), torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(InputError, match=r"^input 'indices' is float32 \[2, 5\], wanted int64 \[N, 5\] as in"):
         sim(torch.zeros(2, 5))
+
+
+class Heads(nn.Module):
+    """Outputs at every depth, one of them an input, and two that are one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.body(x)
+        scores = self.head(features)
+        both = [scores.flatten(1), scores + 0]
+        return {"boxes": torch.sigmoid(scores), "scores": both, "maps": (features, features)}
+
+
+@EXACT_ARITHMETIC
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torchscript"])
+def test_a_file_says_which_output_is_which(runtime: str, small_artifact: eq.Artifact, tmp_path: Path) -> None:
+    """Outputs have names of their own in a model file; a device cannot guess which are the boxes."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 8, 8)
+    program = eq.convert(eq.calibrate(eq.prepare(Heads().eval(), x, target=runtime), [x]))
+    artifact = eq.lower(program, runtime, tmp_path / "heads")
+    assert replay(artifact.folder).passed
+    expected, found = artifact.run(x), eq.load_artifact(artifact.folder).run(x)
+    keys = [row["key"] for row in artifact.manifest["returns"]]
+    assert keys == ["boxes", "scores.0", "scores.1", "maps.0", "maps.1"]
+    wanted = [expected["boxes"], *expected["scores"], *expected["maps"]]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert [row["key"] for row in small_artifact.manifest["returns"]] == [None]

@@ -101,9 +101,22 @@ class Signature:
             raise InputError(f"found inputs {found}, wanted {list(self.inputs)} as in the example inputs")
         return [named[name] for name in self.inputs]
 
+    def output_keys(self) -> list[str | None]:
+        """Where each output tensor is in what the model returns: "boxes", "1", "heads.0"; None for it alone."""
+        found = pytree.tree_unflatten(list(range(self.out_spec.num_leaves)), self.out_spec)
+        paths = [path for path, _ in pytree.tree_flatten_with_path(found)[0]]
+        return [".".join(map(_key_of, path)) or None for path in paths]
+
     def unflatten(self, outputs: Sequence[Tensor]) -> Any:
         """The model's own output structure around its output tensors."""
         return pytree.tree_unflatten(list(outputs), self.out_spec)
+
+
+def _key_of(step: Any) -> str:
+    """A step into a dict, a sequence, or an object with fields."""
+    if isinstance(step, pytree.MappingKey):
+        return str(step.key)
+    return str(step.idx if isinstance(step, pytree.SequenceKey) else step.name)
 
 
 def call_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -185,6 +185,10 @@ def _manifest(
             for name, t in zip(program.inputs, inputs, strict=True)
         },
         "outputs": {n: {"op": _maker(program, n).name, "owed": owed[n]} for n in program.outputs},
+        "returns": [
+            {"key": key, "output": name}
+            for key, name in zip(program.signature.output_keys(), program.outputs, strict=True)
+        ],
         "preprocessing": preprocessing,
         "payload_bytes": spelling.payload_bytes,
         "coverage": {

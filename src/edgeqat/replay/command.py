@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeqat.replay.compare import FLOAT_TOLERANCE, Replay, choose_engine, replay_with, runner_of
-from edgeqat.replay.folder import FolderError, check_hashes, read_manifest, read_safetensors
+from edgeqat.replay.folder import FolderError, check_hashes, outputs_in_order, read_manifest, read_safetensors
 from edgeqat.replay.pixels import preprocess, read_image, steps_of
 from edgeqat.replay.runner import Runner
 
@@ -29,7 +29,7 @@ def predict(runners: Mapping[str, Runner], folder: Path, image: Path) -> str:
     engine, _ = choose_engine(manifest)
     feed = {name: preprocess(read_image(image, steps)[None], steps)}
     runner = runner_of(manifest, runners)
-    outputs, _ = runner.run(folder / manifest["model"], engine, feed, list(manifest["outputs"]), b"")
+    outputs, _ = runner.run(folder / manifest["model"], engine, feed, outputs_in_order(manifest), b"")
     scores = next(iter(outputs.values()))[0].ravel()
     labels = (manifest["preprocessing"] or {}).get("labels") or [str(i) for i in range(len(scores))]
     best = np.argsort(-scores, kind="stable")[:5]

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeqat.replay.folder import FolderError, check_hashes, checksums, read_manifest, read_safetensors
+from edgeqat.replay.folder import (
+    FolderError,
+    check_hashes,
+    checksums,
+    outputs_in_order,
+    read_manifest,
+    read_safetensors,
+)
 from edgeqat.replay.kernels import EXACT_ENGINES, arithmetic_here
 from edgeqat.replay.pixels import check_preprocessing
 from edgeqat.replay.runner import Runner
@@ -94,7 +101,7 @@ def compare(runner: Runner, manifest: dict[str, Any], golden: dict[str, Any], mo
     samples = len(next(iter(feed.values())))
     inside = sum(row["exact"] for row in manifest["checks"])
     taps = golden["taps"].tobytes() if inside else b""
-    outputs, values = runner.run(model, engine, feed, list(manifest["outputs"]), taps)
+    outputs, values = runner.run(model, engine, feed, outputs_in_order(manifest), taps)
     identical, worst, wrong = compare_outputs(manifest, golden, place, outputs)
     first = first_difference(manifest["checks"], golden, place, values) if inside else None
     first = wrong if first is None else first

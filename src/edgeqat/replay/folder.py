@@ -69,6 +69,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def outputs_in_order(manifest: dict[str, Any]) -> list[str]:
+    """The name of every output of the model file; one that the model returns twice is there twice."""
+    # Folders written before this was kept have no value that is returned twice.
+    return [str(row["output"]) for row in manifest.get("returns", [])] or list(manifest["outputs"])
+
+
 def seal_of(text: bytes, written: str) -> str:
     """A manifest's own hash: of its file, with the hash that is written in it blanked."""
     return hashlib.sha256(text.replace(written.encode(), UNSEALED.encode())).hexdigest()
