@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import pickle  # noqa: TID251  only to see it refused
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import edgeqat as eq
+from edgeqat.errors import PhaseError, PlanError
 from edgeqat.simulate.fake_quant import ActivationQuantizer
 from models import SmallNet, shake
 
@@ -172,3 +176,31 @@ def test_two_ranks_train_as_one(tmp_path: Path, learned: bool) -> None:
         assert torch.equal(ranks[0][name], ranks[1][name])
         moved = float((parameter.detach() - state[name]).abs().max())
         assert float((ranks[0][name] - parameter.detach()).abs().max()) <= 1e-3 * moved + 1e-7, name
+
+
+def test_grids_that_ddp_wrote_are_in_use_from_train_on() -> None:
+    """It gives the buffers of the first process to all: of simulations calibrated apart, the others change."""
+    first, other = make(), make()
+    eq.calibrate(other, [3 * IMAGE])
+    with torch.no_grad():
+        for buffer, given in zip(other.buffers(), first.buffers(), strict=True):
+            buffer.copy_(given)
+    assert torch.equal(other.train()(IMAGE), first(IMAGE))
+
+
+@pytest.mark.parametrize("save", [torch.save, pickle.dump], ids=["torch", "pickle"])
+def test_pickling_it_says_what_to_do_instead(save: Callable[[object, BytesIO], None]) -> None:
+    for sim in (make(), copy.deepcopy(make())):
+        with pytest.raises(PhaseError, match=r"^a simulation cannot be pickled: save sim.state_dict\(\), and load it"):
+            save(sim, BytesIO())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_moved_to_another_type_it_says_so(dtype: torch.dtype) -> None:
+    """As trainers do on request; its grids are then not those that were calibrated."""
+    sim, name = make().to(dtype), str(dtype).removeprefix("torch.")
+    words = f"^the grid of x:quantized is {name}, wanted float32: a simulation is trained in float32, or under torch"
+    with pytest.raises(PlanError, match=words):
+        eq.convert(sim)
+    with pytest.raises(PlanError, match=words), sim.exact("onnxruntime/x86"):
+        pass

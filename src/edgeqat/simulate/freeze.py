@@ -83,9 +83,11 @@ def freeze(sim: Simulation) -> QuantizedProgram:
 
     Raises:
         PhaseError: A grid is missing: the simulation was not calibrated.
-        PlanError: A weight is not finite, or a bias does not fit int32 at its scale.
+        PlanError: A weight is not finite, or a bias does not fit int32 at its scale; or it was moved to a type other
+            than float32.
     """
     plan = sim.plan.program
+    _check_float32(sim)
     grids: dict[int, Grid] = {}
     for name, quantizer in sim.activation_quantizers().items():
         if not quantizer.calibrated:
@@ -126,6 +128,17 @@ def freeze(sim: Simulation) -> QuantizedProgram:
     ops = tuple(_filled(sim, op, biases) for op in plan.ops)
     grid_hash = hash_grids(ops, values, consts, plan.inputs)
     return QuantizedProgram(ops, values, consts, plan.inputs, plan.outputs, plan.signature, plan.plan_hash, grid_hash)
+
+
+def _check_float32(sim: Simulation) -> None:
+    for quantizer in (*sim.activation_quantizers().values(), *sim.weight_quantizers().values()):
+        for tensor in (*quantizer.parameters(), *quantizer.buffers()):
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                found = str(tensor.dtype).removeprefix("torch.")
+                raise PlanError(
+                    f"the grid of {quantizer.name} is {found}, wanted float32: a simulation is trained in float32, or "
+                    f"under torch.autocast; calibrate and train it again without moving it to {found}"
+                )
 
 
 def _const(sim: Simulation, const: Const, quantizer: WeightQuantizer) -> Const:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeqat.errors import PlanError
+from edgeqat.errors import PhaseError, PlanError
 from edgeqat.graph.capture import innermost_module
 from edgeqat.graph.fuse import FusedGraph
 from edgeqat.interpreter.arithmetic import resolve_arithmetic
@@ -26,6 +26,19 @@ from edgeqat.simulate.quantizers import Quantizers
 from edgeqat.simulate.to_float import to_float
 
 __all__ = ["SimulatedModel"]
+
+
+class NotPickled:
+    """Stands in a simulation, whose captured graph cannot be pickled, to say so before pickle fails at its inside."""
+
+    def __reduce__(self) -> str:
+        raise PhaseError(
+            "a simulation cannot be pickled: save sim.state_dict(), and load it into what edgeqat.prepare makes of "
+            "the same model; in another process, prepare there"
+        )
+
+    def __deepcopy__(self, memo: object) -> NotPickled:
+        return self
 
 
 class SimulatedModel(nn.Module):
@@ -50,6 +63,7 @@ class SimulatedModel(nn.Module):
         quantizers: Mapping[str, Quantizer],
         parameters: Mapping[str, OpParameters],
     ) -> None:
+        self._not_pickled = NotPickled()  # before all else, so that pickle meets it first
         super().__init__()
         for name, child in root.named_children():
             self.add_module(self._free(name), child)
@@ -91,7 +105,11 @@ class SimulatedModel(nn.Module):
         self.quantizers.set_phase(phase)
 
     def train(self, mode: bool = True) -> SimulatedModel:
-        """Switches between training and evaluation; live batch norms that were frozen stay in evaluation."""
+        """Switches between training and evaluation; live batch norms that were frozen stay in evaluation.
+
+        Grids that something else wrote meanwhile are in use from here on: DistributedDataParallel gives those of the
+        first process to all.
+        """
         super().train(mode)
         if self._norms_frozen:
             for norm in self.live_norms():

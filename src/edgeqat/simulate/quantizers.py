@@ -50,6 +50,12 @@ class Quantizers(nn.ModuleDict):
             self._start_observing()
         self._enter(phase)
 
+    def train(self, mode: bool = True) -> Quantizers:
+        """As any module's; and reads grids that something else wrote, as DistributedDataParallel does."""
+        super().train(mode)
+        _read_grids(self)
+        return self
+
     def _start_observing(self) -> None:
         try:
             for activation in self.activations().values():
