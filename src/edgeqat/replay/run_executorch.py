@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgeqat.replay.folder import FolderError, reason_of
-from edgeqat.replay.runner import Call
+from edgeqat.replay.runner import Call, quiet_runtime
 
 TAPS_HEADER = 8
 """Bytes of the number that tells how long the description before a tapped model file is."""
@@ -139,17 +137,3 @@ def set_executorch_threads(threads: int) -> None:
         if _C._threadpool_get_thread_count() != threads:
             _C._unsafe_reset_threadpool(threads)
             ThreadPool.replaced += 1
-
-
-@contextlib.contextmanager
-def quiet_runtime() -> Iterator[None]:
-    """Within it, what the runtime's own code writes to standard error is lost: it tells of files it looks for."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

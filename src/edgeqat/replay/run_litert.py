@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeqat.replay.folder import FolderError, reason_of
-from edgeqat.replay.runner import Call
+from edgeqat.replay.runner import Call, quiet_runtime
 
 
 def run(
@@ -46,9 +46,10 @@ def load_litert(model: bytes, engine: str, threads: int) -> Any:
     kind = interpreter.OpResolverType
     resolver = kind.BUILTIN if engine == "xnnpack" else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        return interpreter.Interpreter(
-            model_content=model, num_threads=threads, experimental_op_resolver_type=resolver
-        )
+        with quiet_runtime():
+            return interpreter.Interpreter(
+                model_content=model, num_threads=threads, experimental_op_resolver_type=resolver
+            )
     except (RuntimeError, ValueError) as error:
         raise FolderError(f"LiteRT refuses the model: {reason_of(error)}; fetch the artifact again") from error
 
@@ -59,7 +60,8 @@ def call_litert(loaded: Any, arrays: list[Any]) -> list[Any]:
         for entry, array in zip(loaded.get_input_details(), arrays, strict=True):
             if tuple(entry["shape"]) != array.shape:
                 loaded.resize_tensor_input(entry["index"], array.shape)
-        loaded.allocate_tensors()
+        with quiet_runtime():
+            loaded.allocate_tensors()
         return invoke_litert(loaded, arrays)
     except (RuntimeError, ValueError) as error:
         raise FolderError(f"LiteRT cannot run the model: {reason_of(error)}") from error

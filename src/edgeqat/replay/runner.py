@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,3 +27,17 @@ class Runner:
 
     run: Run
     start: Start
+
+
+@contextlib.contextmanager
+def quiet_runtime() -> Iterator[None]:
+    """Within it, what a runtime's own code writes to standard error is lost: files it looks for, delegates it made."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
