@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,28 @@ def test_a_file_says_which_output_is_which(runtime: str, small_artifact: eq.Arti
     wanted = [expected["boxes"], *expected["scores"], *expected["maps"]]
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert [row["key"] for row in small_artifact.manifest["returns"]] == [None]
+
+
+def test_pairs_where_inputs_are_wanted(
+    sim: eq.SimulatedModel, small_artifact: eq.Artifact, small_program: eq.QuantizedProgram
+) -> None:
+    """A DataLoader gives lists, a list of tuples does not: both are what whoever trains has at hand."""
+    pair, words = (torch.zeros(2, 3, 8, 8), torch.zeros(2)), r"pass the inputs: \[inputs for inputs, _ in loader\]$"
+    for batch in (pair, list(pair)):
+        with pytest.raises(InputError, match=words):
+            eq.calibrate(copy.deepcopy(sim), [batch])
+        with pytest.raises(InputError, match=words):
+            eq.verify(small_artifact, small_program, [batch])
+
+
+def test_a_stage_that_was_left_out_is_named(sim: eq.SimulatedModel, tmp_path: Path) -> None:
+    model: Any = SmallNet()
+    wanted = r"wanted what edgeqat.prepare\(model, example_inputs\) returns$"
+    with pytest.raises(InputError, match=f"^found a SmallNet, {wanted}"):
+        eq.calibrate(model, [torch.zeros(2, 3, 8, 8)])
+    with pytest.raises(InputError, match=f"^found a SmallNet, {wanted}"):
+        eq.convert(model)
+    unconverted: Any = sim
+    with pytest.raises(InputError, match=r"^found a SimulatedModel, wanted what edgeqat.convert\(sim\) returns$"):
+        eq.lower(unconverted, "onnxruntime", tmp_path / "a")
+    assert not (tmp_path / "a").exists()

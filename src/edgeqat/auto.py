@@ -44,7 +44,7 @@ FLOAT_WEIGHTS = "checkpoints/float.safetensors"
 
 
 def run_auto(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out_dir: str | Path,
     overwrite: bool = False,
     monitor: Monitor | None = None,
@@ -65,7 +65,7 @@ def run_auto(
     Raises:
         InputError, MissingRuntimeError: As `pipeline.run`.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     finished = finished_before(recipe, folder, overwrite, resume, monitor)
     if finished is not None:

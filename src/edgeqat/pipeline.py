@@ -76,7 +76,7 @@ __all__ = [
 
 
 def run(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out_dir: str | Path,
     overwrite: bool = False,
     monitor: Monitor | None = None,
@@ -99,7 +99,7 @@ def run(
             had another recipe.
         MissingRuntimeError: A runtime that it exports to is not installed.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     finished = finished_before(recipe, folder, overwrite, resume, monitor)
     if finished is not None:

@@ -17,6 +17,8 @@ __all__ = ["Batch", "Leaf", "Signature", "call", "call_of"]
 Batch: TypeAlias = "Tensor | tuple[Any, ...] | dict[str, Any]"
 """What a model is called with: a tensor, a tuple (positional) or a dict (keyword) of inputs."""
 
+PAIRS = "; of (inputs, targets), as a DataLoader gives them, pass the inputs: [inputs for inputs, _ in loader]"
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -86,7 +88,8 @@ class Signature:
             leaves = self._by_name(args, kwargs)
         for name, leaf in zip(self.inputs, leaves, strict=True):
             if not isinstance(leaf, Tensor):
-                raise InputError(f"input {name!r} is a {type(leaf).__name__}, wanted a tensor")
+                hint = PAIRS if isinstance(leaf, list) else ""
+                raise InputError(f"input {name!r} is a {type(leaf).__name__}, wanted a tensor{hint}")
         for name, leaf, wanted in zip(self.inputs, leaves, self.leaves, strict=False):
             if not wanted.takes(leaf):
                 found = f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
@@ -98,7 +101,8 @@ class Signature:
         named = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
         if len(args) + len(kwargs) != len(self.inputs) or set(named) != set(self.inputs):
             found = [*(f"#{i}" for i in range(len(args))), *kwargs]
-            raise InputError(f"found inputs {found}, wanted {list(self.inputs)} as in the example inputs")
+            hint = PAIRS if len(found) > len(self.inputs) else ""
+            raise InputError(f"found inputs {found}, wanted {list(self.inputs)} as in the example inputs{hint}")
         return [named[name] for name in self.inputs]
 
     def output_keys(self) -> list[str | None]:

@@ -71,13 +71,15 @@ def lower(
             mean nor std.
 
     Raises:
-        InputError: The golden inputs or the preprocessing are not those of the program's inputs.
+        InputError: It is no program, or the golden inputs or the preprocessing are not those of its inputs.
         PlanError: The runtime is unknown, or the program is not what your own target takes; or it has activations of
             fewer than 8 bits, which the runtime does not clamp.
         MissingRuntimeError: Its packages are not installed.
         EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
         OutputError: The folder cannot be written, or holds something else than an artifact.
     """
+    if not isinstance(program, QuantizedProgram):
+        raise InputError(f"found a {type(program).__name__}, wanted what edgeqat.convert(sim) returns")
     folder = Path(out_dir)
     check_replaceable(folder)
     (target,) = resolve_targets(runtime)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat import affine
-from edgeqat.errors import PhaseError, PlanError
+from edgeqat.errors import InputError, PhaseError, PlanError
 from edgeqat.graph.fold_bn import folded_bias, gain_of
 from edgeqat.lookup import table_of
 from edgeqat.op_attrs import ConstantAttrs, LookupAttrs
@@ -69,9 +69,12 @@ def convert(sim: Simulation) -> QuantizedProgram:
     not calibrated again.
 
     Raises:
+        InputError: `sim` was not made by `prepare`.
         PhaseError: A grid is missing: the simulation was not calibrated.
         PlanError: A weight is not finite, or a bias does not fit int32 at its scale.
     """
+    if not hasattr(sim, "plan"):
+        raise InputError(f"found a {type(sim).__name__}, wanted what edgeqat.prepare(model, example_inputs) returns")
     program = freeze(sim)
     if sim.activation_quantizers():  # else nothing is quantized, whatever the phase
         sim.set_phase(CONVERTED)

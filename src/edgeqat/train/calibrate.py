@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from edgeqat.errors import DataError, PlanError
+from edgeqat.errors import DataError, InputError, PlanError
 from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.observers import Observer
@@ -34,6 +34,7 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
         `sim`, in phase "quantized".
 
     Raises:
+        InputError: `sim` was not made by `prepare`.
         DataError: There is no batch, a batch holds NaN or infinite values, the data cannot be read twice where
             that is needed, or another process failed.
         PhaseError: The model computed NaN from finite inputs.
@@ -42,6 +43,8 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
     Warns:
         CalibrationWarning: A value was constant, had one huge outlier or was infinite at times.
     """
+    if not isinstance(sim, SimulatedModel):
+        raise InputError(f"found a {type(sim).__name__}, wanted what edgeqat.prepare(model, example_inputs) returns")
     training, ranks = sim.training, Ranks()
     with ranks.together():
         sim.set_phase("calibrating")
