@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OUT ?= runs/digits-edge
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(STAMP)  ## the whole pipeline on handwritten digits, no download
 	$(BIN)/edgeqat run digits-edge -o $(OUT) --overwrite
@@ -17,6 +17,10 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the site, into build/site; warnings are errors
+	$(BIN)/python tools/tutorial_notebook.py
+	$(BIN)/python -m mkdocs build --strict
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

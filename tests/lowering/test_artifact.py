@@ -137,6 +137,11 @@ def test_loaded_artifact_computes_the_reference(
 
 
 @EXACT_ARITHMETIC
+def test_an_artifact_is_loaded_by_a_string_too(small_artifact: eq.Artifact) -> None:
+    loaded = eq.load_artifact(str(small_artifact.folder))
+    assert loaded.path == small_artifact.path and loaded.manifest == small_artifact.manifest
+
+
 def test_artifact_returns_the_models_own_structure(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Branches().eval()

@@ -77,7 +77,7 @@ def search(
     metric: MetricLike = "top1",
     quantize: QuantizeSection | Mapping[str, Any] | None = None,
     pixels: Pixels | None = None,
-    log: Path | None = None,
+    log: str | Path | None = None,
     max_trials: int = 100,
     on_trial: Callable[[Trial, tuple[str, ...]], None] | None = None,
 ) -> SearchResult:
@@ -111,7 +111,7 @@ def search(
         raise RecipeError(f"quantize: {explain(error, QuantizeSection)}") from error
     targets = [target] if isinstance(target, str) else list(target)
     material = Material(model, calibration, batches, base, targets, resolve_metric(metric), pixels)
-    return search_trials(PlanTrials(material, log), limits, max_trials, on_trial)
+    return search_trials(PlanTrials(material, None if log is None else Path(log)), limits, max_trials, on_trial)
 
 
 def search_trials(

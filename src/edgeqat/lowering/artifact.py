@@ -103,12 +103,13 @@ class Artifact:
         return tuple(outputs) if self.signature is None else self.signature.unflatten(outputs)
 
 
-def load_artifact(folder: Path, check: bool = True) -> Artifact:
+def load_artifact(folder: str | Path, check: bool = True) -> Artifact:
     """An artifact folder from disk.
 
     Raises:
         TamperedError: A file is missing, unreadable, or does not match its hash.
     """
+    folder = Path(folder)
     try:
         manifest = read_manifest(folder)
         if check:

@@ -1,0 +1,25 @@
+"""docs/recipes.md has every key of a recipe with its default, and no other."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from pages import DOCS
+from recipe_keys import REQUIRED, recipe_keys
+from edgeqat.recipe_quantize import Section
+
+ROW = re.compile(r"^\| `([\w.\[\]]+)` \| (.*?) \| .*\|$", flags=re.MULTILINE)
+
+
+def test_every_key_stands_there_with_its_default() -> None:
+    rows = dict(ROW.findall((DOCS / "recipes.md").read_text(encoding="utf-8")))
+    assert sorted(rows) == sorted(recipe_keys())
+    for key, default in recipe_keys().items():
+        if isinstance(default, Section):
+            assert rows[key] == "", f"{key} has its keys, and no default of its own"
+        elif default == REQUIRED:
+            assert rows[key] == REQUIRED
+        else:
+            assert yaml.safe_load(rows[key].strip("`")) == default, key
