@@ -7,10 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
-from edgeqat.factory import build_loss, build_metric
-from edgeqat.train.losses import check_loss
 from helpers import run_edgeqat, run_python
 
 ROOT = Path(__file__).parent.parent
@@ -31,22 +28,6 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
         "golden.safetensors",
         "verify.py",
     }
-
-
-def test_the_data_example_can_be_inspected(tmp_path: Path) -> None:
-    (tmp_path / "my_data.py").write_text(blocks("python")[1], encoding="utf-8")
-    ended = run_edgeqat("inspect", "--set", "data.source=my_data.py:make", cwd=tmp_path)
-    assert ended.code == 0, ended.err
-    assert "ops in INT8" in ended.out
-
-
-def test_the_task_example_fits_a_model_of_several_outputs(tmp_path: Path) -> None:
-    (tmp_path / "my_task.py").write_text(blocks("python")[2], encoding="utf-8")
-    loss, metric = build_loss(f"{tmp_path}/my_task.py:loss"), build_metric(f"{tmp_path}/my_task.py:box_error")
-    outputs, targets = {"boxes": torch.ones(3, 4, requires_grad=True)}, {"boxes": torch.zeros(3, 4)}
-    check_loss(loss, "loss", "boxes", outputs, targets)
-    assert metric.statistics(outputs, targets).tolist() == [1, 1, 1]
-    assert not metric.higher_is_better
 
 
 def commands() -> list[str]:
@@ -77,12 +58,3 @@ def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-
-
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name
-)
-def test_files_that_documents_name_exist(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:docs|benchmarks|tests)/[\w/.]+\.\w+)`", text):
-        assert (ROOT / name).is_file(), name
