@@ -1,7 +1,7 @@
 """docs/run.svg, the README's figure: a finished run's report.json as drop, size and latency, a row a runtime.
 
-    edgeqat run digits-edge -o runs/figure --set 'export=[onnxruntime,executorch,litert,openvino,torchscript]'
-    python tools/readme_figure.py runs/figure
+edgeqat run digits-edge -o runs/figure --set 'export=[onnxruntime,executorch,litert,openvino,torchscript]'
+python tools/readme_figure.py runs/figure
 """
 
 from __future__ import annotations

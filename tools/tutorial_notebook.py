@@ -1,6 +1,6 @@
 """docs/tutorial.ipynb, made of docs/tutorial.md: text and code in the page's order, nothing executed.
 
-    python tools/tutorial_notebook.py
+python tools/tutorial_notebook.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ BLOCK = re.compile(r'^```(python|bash)(?: title="([\w.]+)")?\n(.*?)^```\n', flag
 
 def main() -> None:
     """Writes the notebook."""
-    (DOCS / "tutorial.ipynb").write_text(notebook((DOCS / "tutorial.md").read_text(encoding="utf-8")), encoding="utf-8")
+    (DOCS / "tutorial.ipynb").write_text(
+        notebook((DOCS / "tutorial.md").read_text(encoding="utf-8")), encoding="utf-8"
+    )
 
 
 def notebook(page: str) -> str:

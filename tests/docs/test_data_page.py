@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from pages import DOCS, blocks
 from edgeqat.factory import build_loss, build_metric
 from edgeqat.train.losses import check_loss
 from helpers import run_edgeqat
+from pages import DOCS, blocks
 
 DATA, TASK = (block.code for block in blocks(DOCS / "data.md", "python"))
 

@@ -29,5 +29,7 @@ def test_it_builds_strictly(tmp_path: Path) -> None:
 
 
 def test_the_reference_lists_the_public_names_in_their_order() -> None:
-    listed = re.findall(r"^::: edgeqat\.(\w+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    listed = re.findall(
+        r"^::: edgeqat\.(\w+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert [*listed, "__version__"] == edgeqat.__all__
