@@ -1,7 +1,9 @@
 """docs/run.svg, the README's figure: a finished run's report.json as drop, size and latency, a row a runtime.
 
-edgeqat run digits-edge -o runs/figure --set 'export=[onnxruntime,executorch,litert,openvino,torchscript]'
-python tools/readme_figure.py runs/figure
+    edgeqat run cifar10-resnet20 -o runs/portable --set 'export=[portable, openvino]' ...
+    python tools/readme_figure.py runs/portable
+
+The run's command in full is in docs/results.md, under "One training, five runtimes".
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def draw(report: Report, out: Path) -> None:
         _drops(drops, [row for row, _ in pairs])
         _bars(sizes, [(r.file_bytes or 0, t.file_bytes or 0) for r, t in pairs], 1e-3, "file, kB")
         latencies = [(r.latency_ms.p50, t.latency_ms.p50) for r, t in pairs if r.latency_ms and t.latency_ms]
-        _bars(times, latencies, 1e3, f"median latency, µs (batch 1, {report.machine.threads} thread)")
+        _bars(times, latencies, 1e3, f"median latency, µs (batch 1, {report.machine['threads']} thread)")
         drops.set_yticks(range(len(pairs)), [_label(row) for row, _ in pairs])
         drops.invert_yaxis()
         for axes in (drops, sizes, times):
@@ -67,9 +69,10 @@ def _label(row: Row) -> str:
 def _title(report: Report, variant: str) -> str:
     n = report.results[0].metric.n
     model = str(report.recipe["model"]["factory"]).rpartition(":")[2]
+    source = Path(str(report.data["source"])).name  # of a folder, its name alone
     return (
-        f"{model}, {report.data.source}, {variant}: {n} test images; FP32 in the same runtime in grey; "
-        f"{report.machine.cpu}, verdict: {'ship' if report.gate.passed else 'do not ship'}"
+        f"{model}, {source}, {variant}: {n} test images; FP32 in the same runtime in grey; "
+        f"{report.machine['cpu']}, verdict: {'ship' if report.gate.passed else 'do not ship'}"
     )
 
 

@@ -22,7 +22,7 @@ ELSEWHERE = {
 }
 """Pages whose blocks have tests of their own, which look at what is printed too."""
 
-NOT_RUN = 'data-run="no"'
+NOT_RUN = 'title="not run"'
 WITH_CODE = [page for page in PAGES if page.name not in ELSEWHERE and blocks(page, "python")]
 PROGRAMS = ("edgeqat", "python", "pip", "make", "sudo")
 
