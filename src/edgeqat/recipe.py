@@ -87,7 +87,7 @@ class GateSection(Section):
 
 
 class Recipe(Section):
-    """A whole recipe; see the recipe reference in the README."""
+    """A whole recipe; docs/recipes.md has every key."""
 
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()

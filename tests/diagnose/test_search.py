@@ -125,7 +125,7 @@ def test_a_search_that_was_stopped_makes_no_trial_twice(tmp_path: Path, after: i
 
 def test_a_log_of_other_weights_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
-    find(trained(), MAX_DROP, log=path)
+    find(trained(), MAX_DROP, log=str(path))
     before = len(path.read_text().splitlines())
     find(with_outlier(trained()), 1.0, log=path)
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
