@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from edgeqat import cli
 from edgeqat.errors import CalibrationWarning
 from edgeqat.recipe import bundled_recipes
+from edgeqat.reporting.monitor import ConsoleMonitor
 from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
 TINY = [
@@ -47,13 +49,40 @@ def test_help_needs_no_torch() -> None:
         "import sys; sys.argv = ['edgeqat', '--help']\n"
         "from edgeqat.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        "print('heavy:', sorted({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'datasets'} & set(sys.modules)))"
+        "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'datasets', 'onnx', 'onnxruntime'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     ended = run_python(code)
     assert (ended.code, ended.err) == (0, "")
     assert "heavy: []" in ended.out
     for command in ("run", "recipes", "inspect", "sensitivity", "verify", "bench", "compare", "doctor"):
         assert f"\n  {command} " in ended.out
+
+
+def test_a_run_says_what_it_does_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['edgeqat', 'run', 'digits-edge', '-o', sys.argv[1]]\n"
+        "import edgeqat.reporting.monitor as monitor\n"
+        "def stage(self, text):\n"
+        "    print(text, sorted({'torch', 'numpy', 'matplotlib', 'datasets'} & set(sys.modules)))\n"
+        "    raise SystemExit(0)\n"
+        "monitor.ConsoleMonitor.stage = stage\n"
+        "from edgeqat.cli import main\nmain()"
+    )
+    ended = run_python(code, tmp_path / "out")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"run digits-edge into {tmp_path / 'out'} []\n"
+
+
+def test_a_bad_recipe_is_refused_without_torch() -> None:
+    ended = run_python(f"import sys; sys.modules['torch'] = None; {MAIN}", "run", "digits-edge", "--set=train.sead=1")
+    assert "unknown key train.sead; did you mean seed?" in ended.refusal(2)
+
+
+@pytest.mark.parametrize("name", ["run", "sensitivity"])
+def test_quiet_and_verbose_exclude_each_other(command: CommandLine, tmp_path: Path, name: str) -> None:
+    assert "both --quiet and --verbose" in command(name, "-q", "-v", "-o", tmp_path / "out").refusal(2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_command_shows_the_help() -> None:
@@ -338,6 +367,79 @@ def test_failed_gate_is_exit_3_and_the_report_says_why(command: CommandLine, tmp
     assert again.code == 0
     assert "ship  artifacts/" in again.out
     assert json.loads((out / "report.json").read_text())["gate"] == {"passed": True, "checks": []}
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts: a job that a shell has put in the background is born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("few_rounds", "ctrl_c")
+@pytest.mark.parametrize("auto", [[], ["--auto"]])
+def test_a_run_goes_on_after_ctrl_c_in_any_stage(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto: list[str]
+) -> None:
+    out, tell = tmp_path / "out", ConsoleMonitor.stage
+    arguments = ["run", "digits-edge", *TINY, *auto, "-o", str(out)]
+    advice = f"interrupted: the run in {out} is incomplete; the same command with --resume continues it"
+    for stage in ("load", "train the float", "quantize after", "lower", "verify", "measure"):
+
+        def interrupted(monitor: ConsoleMonitor, text: str, stage: str = stage) -> None:
+            tell(monitor, text)
+            if text.startswith(stage):
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(ConsoleMonitor, "stage", interrupted)
+        ended = command(*arguments, "--resume")
+        assert (ended.code, ended.out, ended.err.splitlines()[-1]) == (130, "", advice)
+        assert stage in ended.err.splitlines()[-2]
+    monkeypatch.setattr(ConsoleMonitor, "stage", tell)
+    assert command(*arguments, "--resume").code == 0
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_in_a_run_that_replaces_another_says_what_to_leave_out(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(monitor: ConsoleMonitor, text: str) -> None:
+        if text.startswith("train"):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ConsoleMonitor, "stage", interrupted)
+    ended = command("run", "digits-edge", *TINY, "--overwrite", "-o", tmp_path / "out")
+    assert ended.code == 130
+    assert "the same command with --resume in place of --overwrite continues it" in ended.err
+
+
+@pytest.mark.parametrize("name", ["verify", "bench"])
+def test_ctrl_c_in_a_command_that_writes_nothing_says_so(folder: Path, name: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def hook(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('golden.safetensors'):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.addaudithook(hook)\n{MAIN}"
+    )
+    before = digests(folder)
+    ended = run_python(code, name, folder)
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "interrupted: nothing was written; the same command starts again\n"
+    assert digests(folder) == before
+
+
+@pytest.mark.usefixtures("few_rounds")
+def test_a_quiet_run_prints_results_alone_and_a_verbose_one_details(command: CommandLine, tmp_path: Path) -> None:
+    quiet = command("run", "digits-edge", *TINY, "-q", "-o", tmp_path / "quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert f"report: {tmp_path / 'quiet' / 'report.html'}" in quiet.out
+    verbose = command("run", "digits-edge", *TINY, "-v", "-o", tmp_path / "verbose")
+    for told in ("learning rate", "samples/s", " kB (", "ms at p50 of 5 calls"):
+        assert told in verbose.err
+    assert "\x1b" not in verbose.out + verbose.err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -31,6 +31,7 @@ from edgeqat.reporting.page import render_page
 from edgeqat.reporting.schema import read_report
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
+from edgeqat.tracking import tracked
 from edgeqat.training_stages import open_store, prepared, train_float
 from edgeqat.version import __version__
 
@@ -66,6 +67,7 @@ def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Moni
         if held is not FolderState.FINISHED:  # a finished run has its float weights, and stays as it is
             claim.enter_context(claimed(folder, resume=True))
             write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+            work.tracking = claim.enter_context(tracked(recipe.log, folder))
         train_float(work, model, open_store(work, planned))
         sim = prepared(work, model, build_mapping(recipe.quantize))
         monitor.stage("calibrate")

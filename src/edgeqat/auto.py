@@ -25,13 +25,14 @@ from edgeqat.factory import build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.intervals import Z_95
 from edgeqat.pipeline import OpenedRun, carry_out, finished_before, open_run, write_report
-from edgeqat.recipe import Recipe, load_recipe
+from edgeqat.recipe import LogSection, Recipe, load_recipe
 from edgeqat.recipe_quantize import QuantizeSection
 from edgeqat.reporting.monitor import Monitor, Silent
 from edgeqat.reporting.pictures import FOLDER as SAMPLES
 from edgeqat.reporting.schema import AutoRow, AutoStep, Report, Row
 from edgeqat.reporting.summary import change
 from edgeqat.run_folder import claimed
+from edgeqat.tracking import tracked
 from edgeqat.training_stages import open_store, stages_of, train_float
 
 __all__ = ["run_auto"]
@@ -73,7 +74,8 @@ def run_auto(
     opened = open_run(recipe, folder, monitor)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-        return _Auto(opened).run()
+        with tracked(recipe.log, folder) as opened.work.tracking:
+            return _Auto(opened).run()
 
 
 @dataclass(eq=False)
@@ -157,7 +159,8 @@ class _Auto:
             twins = (step.folder / "checkpoints" / "float_finetuned.safetensors" for step in self.done)
             with claimed(folder, resume=True):
                 write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-                report = carry_out(opened, next((twin for twin in twins if twin.exists()), None))
+                with tracked(_log_of(recipe.log, name), folder) as opened.work.tracking:
+                    report = carry_out(opened, next((twin for twin in twins if twin.exists()), None))
         step = _Step(recipe, report, folder)
         self.done.append(step)
         row = max(_gated(report), key=lambda row: 0.0 if row.drop is None else row.drop)
@@ -246,8 +249,16 @@ class _Auto:
             recipe=RECIPE,
         )
         report = step.report.model_copy(update={"auto": auto})
+        self.work.tracking.end(report, self.folder)
         write_report(report, self.folder)
         return report
+
+
+def _log_of(section: LogSection, step: str) -> LogSection:
+    """Where a step logs to: in TensorBoard's folder its curves have one of their own."""
+    if section.tensorboard is None:
+        return section
+    return section.model_copy(update={"tensorboard": str(Path(section.tensorboard) / step)})
 
 
 def _failing(step: _Step) -> set[str]:

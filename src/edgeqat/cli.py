@@ -12,11 +12,14 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from edgeqat.errors import CalibrationWarning, EdgeqatError
+
+if TYPE_CHECKING:
+    from edgeqat.reporting.monitor import Monitor
 
 __all__ = ["main"]
 
@@ -28,11 +31,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+NOTHING_WRITTEN = "nothing was written; the same command starts again"
+"""True of every command but run and sensitivity, and of those until they open their directory."""
+
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The class of every misuse of the command line; newer typer brings its own click and exports no name for it."""
 
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one recipe key.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print results and errors alone.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Also tell of single layers and files.")]
 
 
 @app.command()
@@ -49,15 +57,16 @@ def run(
     auto: Annotated[
         bool, typer.Option("--auto", help="Find what passes the gate: PTQ if it does, else another plan, or QAT.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """The whole pipeline: train, quantize, lower, verify, measure, decide."""
     from edgeqat.recipe import load_recipe
-    from edgeqat.reporting.monitor import ConsoleMonitor
 
     folder = Path("runs") / Path(recipe).stem if out is None else out
-    loaded = load_recipe(recipe, settings)
-    monitor = ConsoleMonitor()
+    loaded, monitor = load_recipe(recipe, settings), _monitor(quiet, verbose)
     monitor.stage(f"run {recipe} into {folder}")
+    # torch takes seconds to import; what stands above does without.
     from edgeqat.auto import run_auto
     from edgeqat.pipeline import run as run_recipe
     from edgeqat.reporting.summary import print_summary
@@ -66,7 +75,8 @@ def run(
     try:
         report = (run_auto if auto else run_recipe)(loaded, folder, overwrite, monitor, resume)
     except KeyboardInterrupt:
-        _interrupted(f"the run in {folder} is incomplete; the same command with --resume continues it")
+        with_resume = "with --resume in place of --overwrite" if overwrite else "with --resume"
+        _interrupted(f"the run in {folder} is incomplete; the same command {with_resume} continues it")
     print_summary(report, table_console())
     if report.auto is not None:
         print(f"auto: {report.auto.conclusion}")
@@ -125,6 +135,8 @@ def sensitivity(
     settings: SetOption = [],  # noqa: B006  typer copies it
     n: Annotated[int, typer.Option("--n", min=2, help="Samples at most, none of them of the test split.")] = 512,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """What each layer costs when it is quantized: a ranked table, and a figure beside the run.
 
@@ -132,11 +144,9 @@ def sensitivity(
     goes on from there.
     """
     from edgeqat.recipe import load_recipe
-    from edgeqat.reporting.monitor import ConsoleMonitor
 
     folder = Path("runs") / Path(recipe).stem if out is None else out
-    loaded = load_recipe(recipe, settings)
-    monitor = ConsoleMonitor()
+    loaded, monitor = load_recipe(recipe, settings), _monitor(quiet, verbose)
     monitor.stage(f"sensitivity of {recipe} in {folder}")
     from edgeqat.analysis import analyse
 
@@ -261,6 +271,14 @@ def doctor(as_json: JsonOption = False) -> None:
     print("versions    " + ", ".join(f"{name} {version}" for name, version in machine.versions.items()))
 
 
+def _monitor(quiet: bool, verbose: bool) -> Monitor:
+    from edgeqat.reporting.monitor import ConsoleMonitor, Silent
+
+    if quiet and verbose:
+        raise typer.BadParameter("found both --quiet and --verbose, wanted one of them.")
+    return Silent() if quiet else ConsoleMonitor(verbose)
+
+
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
     signal.signal(signal.SIGTERM, _stop)
@@ -269,12 +287,12 @@ def main() -> None:
         # Outside standalone mode typer.Exit comes back as its code instead of being raised, and so does Ctrl-C.
         code = app(prog_name="edgeqat", standalone_mode=False) or 0
         if code == 130:
-            _interrupted()
+            _interrupted(NOTHING_WRITTEN)
         sys.exit(code)
     except EdgeqatError as error:
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _interrupted()
+        _interrupted(NOTHING_WRITTEN)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:  # of a path that was given: where it is ours, it is an OutputError or the like
@@ -318,6 +336,6 @@ def _stop(_: int, __: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _interrupted(advice: str | None = None) -> NoReturn:
-    print("interrupted" if advice is None else f"interrupted: {advice}", file=sys.stderr)
+def _interrupted(advice: str) -> NoReturn:
+    print(f"interrupted: {advice}", file=sys.stderr)
     sys.exit(130)

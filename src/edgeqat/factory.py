@@ -11,6 +11,7 @@ from edgeqat.callables import USER_ERRORS, resolve_callable, resolve_object
 from edgeqat.errors import InputError, ModelError, RecipeError
 from edgeqat.graph.patterns import Fusion, FusionPattern
 from edgeqat.metrics import Metric, resolve_metric
+from edgeqat.named_models import named_model
 from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import ModelSection
@@ -40,7 +41,7 @@ def build_model(section: ModelSection, seed: int) -> nn.Module:
     Raises:
         ModelError: The factory cannot be imported, fails or returns no module, or the weights do not fit.
     """
-    factory = resolve_callable(section.factory, "model.factory", keep=True)
+    factory = named_model(section.factory) or resolve_callable(section.factory, "model.factory", keep=True)
     torch.manual_seed(seed)
     try:
         model = factory(**section.args)

@@ -6,13 +6,12 @@ load -> train float -> export float
                     -> prepare, calibrate, fit -> convert, lower, verify   (qat)
      -> measure all of them, interleaved -> gate -> report
 
-Training is checkpointed, see training_stages.py; a resumed run redoes what comes after it.
+Training is checkpointed, see training_stages.py; a resumed run redoes what comes after it, see artifact_stages.py.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,41 +20,35 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from edgeqat.artifact_stages import lower_all, measure_all, verify_all
 from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
-from edgeqat.diagnose.distributions import distributions, samples_within
+from edgeqat.diagnose.distributions import samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
 from edgeqat.files import to_json, write_atomically
 from edgeqat.graph.pixels import Pixels
-from edgeqat.lowering.golden import GOLDEN_N
-from edgeqat.lowering.lower import lower
 from edgeqat.lowering.to_aoti import check_compiler
 from edgeqat.machine import installed_runtimes
-from edgeqat.measuring.measure import measure
-from edgeqat.measuring.memory import peak_memory
-from edgeqat.measuring.parity import compare_float, verify
-from edgeqat.measuring.profile import profile_ops
-from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import evaluate
+from edgeqat.named_models import named_model
 from edgeqat.planning import Plan, plan
 from edgeqat.ptq_stage import read_aids
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe, load_recipe
-from edgeqat.reporting.build import Insight, build_report, samples_path
+from edgeqat.reporting.build import Insight, build_report
 from edgeqat.reporting.monitor import Monitor, Silent
-from edgeqat.reporting.network import network_rows
-from edgeqat.reporting.network_schema import NetworkRows
+from edgeqat.reporting.network import network_of
 from edgeqat.reporting.page import render_page
 from edgeqat.reporting.pictures import flipped, write_pictures
-from edgeqat.reporting.schema import FLOAT_TWIN, Report, read_report
+from edgeqat.reporting.schema import Report, read_report
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
-from edgeqat.simulate.model import SimulatedModel
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import runtime_of
+from edgeqat.tracking import check_trackers, tracked
 from edgeqat.train.distillation import check_distillable
 from edgeqat.train.losses import check_loss
 from edgeqat.train.store import first_difference
@@ -107,7 +100,8 @@ def run(
     opened = open_run(recipe, folder, monitor)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-        return carry_out(opened)
+        with tracked(recipe.log, folder) as opened.work.tracking:
+            return carry_out(opened)
 
 
 def finished_before(recipe: Recipe, folder: Path, overwrite: bool, resume: bool, monitor: Monitor) -> Report | None:
@@ -162,12 +156,15 @@ def carry_out(opened: OpenedRun, twin: Path | None = None) -> Report:
     variants = train_and_convert(work, opened.model, store)
     if recipe.task.metric == AGREEMENT:
         work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
-    _lower_all(work, variants)
-    _verify_all(work, variants)
-    _measure_all(work, variants)
-    seen = Insight(str(opened.planned), _network(work, variants), curves(store, recipe.train), read_aids(folder))
+    lower_all(work, variants)
+    verify_all(work, variants)
+    measure_all(work, variants)
+    judged = variants[-1]
+    network = network_of(judged, work.example(samples_within(judged.program)))
+    seen = Insight(str(opened.planned), network, curves(store, recipe.train), read_aids(folder))
     report = build_report(recipe, work.data, work.batches(work.data.test), variants, work.metric, seen)
     write_pictures(work.data.test, flipped(report), folder)
+    work.tracking.end(report, folder)
     write_report(report, folder)
     return report
 
@@ -178,21 +175,14 @@ def write_report(report: Report, folder: Path) -> None:
     write_atomically(folder / "report.json", to_json(report.to_dict()))
 
 
-def _network(work: Run, variants: Sequence[Variant]) -> NetworkRows:
-    """The network of the variant that is judged, over some calibration samples."""
-    variant = variants[-1]
-    assert isinstance(variant.model, SimulatedModel)
-    batch = work.example(samples_within(variant.program))
-    n = len(pytree.tree_leaves(batch)[0])
-    return network_rows(variant.name, variant.program, distributions(variant.model, batch), n)
-
-
 def begin(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None = None) -> tuple[Run, nn.Module, Plan]:
     """What a recipe begins with: its data, unless given, its model before any training, the plan; writes nothing.
 
     Raises:
         InputError: The recipe, its data, model or settings cannot be used.
     """
+    named_model(recipe.model.factory)  # what is not installed is said before data is loaded
+    check_trackers(recipe.log)
     if data is None:
         monitor.stage(f"load {recipe.data.source}")
         data = load_data(recipe)
@@ -209,7 +199,7 @@ def check_same(recipe: Recipe, folder: Path) -> None:
         RecipeError: It holds one of another.
     """
     held = load_recipe(str(folder / "recipe.yaml"))
-    difference = first_difference(held.model_dump(), recipe.model_dump())
+    difference = first_difference(held.identity(), recipe.identity())
     if difference is not None:
         raise RecipeError(
             f"{folder} holds a run of another recipe: {difference}; "
@@ -339,49 +329,3 @@ def _labelled_by(work: Run, model: nn.Module) -> Split:
         outputs = [call(model, inputs) for inputs in work.batches(work.data.test).inputs()]
     targets: Any = pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
     return Split(work.data.test.inputs, targets)
-
-
-def _lower_all(work: Run, variants: Iterable[Variant]) -> None:
-    work.monitor.stage("lower")
-    preprocessing, golden = work.data.preprocessing(work.pixels is not None), work.example(GOLDEN_N)
-    for variant in variants:
-        for rule in resolve_targets(work.recipe.export):
-            runtime = runtime_of(rule.name)
-            place = work.folder / "artifacts" / variant.name / runtime
-            variant.artifacts[runtime] = lower(variant.program, rule.spelled, place, golden, preprocessing)
-
-
-def _verify_all(work: Run, variants: Iterable[Variant]) -> None:
-    work.monitor.stage("verify every value on the runtime")
-    classes = work.metric.classes or work.data.labels is not None
-    for variant in variants:
-        for runtime, artifact in variant.artifacts.items():
-            inputs = work.batches(work.data.test).inputs()
-            # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
-            exact = variant.name in FLOAT_TWIN
-            if exact:
-                parity = verify(artifact, variant.program, inputs, classes=classes)
-            else:
-                parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
-            variant.parity[runtime] = parity
-            share, what = (parity.bit_identical, "outputs") if exact else (parity.agreement, "predictions")
-            work.monitor.line(f"{variant.name}: {100 * share:.2f}% of {what} equal to {parity.against}")
-
-
-def _measure_all(work: Run, variants: list[Variant]) -> None:
-    work.monitor.stage("measure")
-    settings = work.recipe.measure
-    places = [(variant, runtime) for variant in variants for runtime in variant.artifacts]
-    found = measure(
-        [variant.artifacts[runtime] for variant, runtime in places],
-        work.batches(work.data.test),
-        work.metric,
-        settings.threads,
-        settings.batch,
-    )
-    for (variant, runtime), measurement in zip(places, found, strict=True):
-        variant.measured[runtime] = measurement
-        variant.memory[runtime] = peak_memory(variant.artifacts[runtime], settings.threads)
-        variant.profile[runtime] = profile_ops(variant.artifacts[runtime], settings.threads, settings.batch)
-        lines = "".join(f"{sample:.6f}\n" for sample in measurement.latency.samples_ms)
-        write_atomically(work.folder / samples_path(variant, runtime), "ms\n" + lines)

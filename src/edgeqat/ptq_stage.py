@@ -24,6 +24,7 @@ from edgeqat.ptq.adaround import AdaRoundConfig, RoundedLayer, adaround
 from edgeqat.ptq.correct_bias import correct_biases
 from edgeqat.ptq.equalize import equalize
 from edgeqat.ptq.walk import evaluating
+from edgeqat.reporting.monitor import Advance, Monitor, followed
 from edgeqat.reporting.schema import AidRow, AidScore
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.simulate.model import SimulatedModel
@@ -41,25 +42,27 @@ def quantize_after_training(work: Run, sim: SimulatedModel) -> None:
     """Calibrates a prepared simulation and applies the aids of the recipe, in place."""
     aids, calibration = work.recipe.quantize.ptq, work.batches(work.data.calibration).inputs()
     if not aids.chosen:
-        calibrate(sim, calibration)
+        calibrate(sim, followed(work.monitor, "calibration", calibration))
         return
     judge, rows = _Judge(work, sim), []
     if aids.equalize:
-        judge.look(calibrate(copy.deepcopy(sim), calibration))
+        judge.look(calibrate(copy.deepcopy(sim), followed(work.monitor, "calibration", calibration)))
         pairs = equalize(sim).pairs
-        calibrate(sim, calibration)
+        calibrate(sim, followed(work.monitor, "calibration", calibration))
         rows.append(judge.row("equalize", sim, f"{len(pairs)} pairs of layers"))
     else:
-        judge.look(calibrate(sim, calibration))
+        judge.look(calibrate(sim, followed(work.monitor, "calibration", calibration)))
     twin = copy.deepcopy(sim)
     if aids.adaround is not None:
         config = AdaRoundConfig(**aids.adaround.model_dump(), seed=_seed(work))
         with work.monitor.steps("AdaRound", len(sim.parameters_of)) as advance:
-            rounded = adaround(sim, calibration, config, on_layer=_telling(advance)).layers
+            rounded = adaround(sim, calibration, config, on_layer=_telling(advance, work.monitor)).layers
         moved = sum(layer.moved > 0 for layer in rounded)
         rows.append(judge.row("adaround", sim, f"{moved} of {len(rounded)} layers"))
     if aids.correct_bias:
         corrected = correct_biases(sim, calibration, twin).layers
+        for layer in corrected:
+            work.monitor.detail(f"{layer.name}: bias moved by {layer.rms_shift:.3g} (rms)")
         rows.append(judge.row("correct_bias", sim, f"{len(corrected)} layers"))
     write_atomically(_path(work.folder), to_json(ROWS.dump_python(rows, mode="json")))
 
@@ -87,8 +90,12 @@ def _seed(work: Run) -> int:
     return 0 if work.recipe.train is None else work.recipe.train.seed
 
 
-def _telling(advance: Callable[[], None]) -> Callable[[RoundedLayer], None]:
-    return lambda _: advance()
+def _telling(advance: Advance, monitor: Monitor) -> Callable[[RoundedLayer], None]:
+    def tell(layer: RoundedLayer) -> None:
+        monitor.detail(f"{layer.name}: {layer.moved:.1%} of its weights rounded the other way")
+        advance(layer.name)
+
+    return tell
 
 
 class _Judge:

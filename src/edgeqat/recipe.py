@@ -19,7 +19,7 @@ from edgeqat.recipe_numbers import Fraction, Number, Positive, Rate
 from edgeqat.recipe_quantize import QuantizeSection, Section
 from edgeqat.recipe_train import TrainSection
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
-from edgeqat.target_file import is_target_file
+from edgeqat.target_name import is_target_file
 from edgeqat.validation import explain
 
 __all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
@@ -34,7 +34,7 @@ class ModelSection(Section):
     """The float model."""
 
     factory: str = "edgeqat.zoo:edge_model"
-    args: dict[str, Any] = Field(default={"num_classes": 10})
+    args: dict[str, Any] = Field(default={})
     weights: str | None = None
 
     @field_validator("args")
@@ -86,6 +86,13 @@ class GateSection(Section):
     runtimes: Annotated[list[str], Field(min_length=1)] | None = None
 
 
+class LogSection(Section):
+    """Where figures are logged while a run goes on; nothing that a run computes depends on it."""
+
+    tensorboard: str | None = None
+    mlflow: str | None = None
+
+
 class Recipe(Section):
     """A whole recipe; docs/recipes.md has every key."""
 
@@ -97,6 +104,7 @@ class Recipe(Section):
     export: list[str] = Field(default=["onnxruntime"], min_length=1)
     measure: MeasureSection = MeasureSection()
     gate: GateSection = GateSection()
+    log: LogSection = LogSection()
 
     @model_validator(mode="after")
     def _batch_norm(self) -> Recipe:
@@ -111,9 +119,13 @@ class Recipe(Section):
         """The recipe in full, every default written out; loading it gives this recipe again."""
         return dump_yaml(self.model_dump())
 
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's results: all but `log`, which may be switched on or off when it is resumed."""
+        return self.model_dump(mode="json", exclude={"log"})
+
     def sha256(self) -> str:
         """Hash of its meaning."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
+        text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -213,6 +225,9 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> None:
     export = data.get("export")
     if isinstance(export, list):
         data["export"] = [str(_absolute(t, base)) if isinstance(t, str) and is_target_file(t) else t for t in export]
+    log = data.get("log")
+    if isinstance(log, dict) and isinstance(log.get("tensorboard"), str):
+        log["tensorboard"] = str(_absolute(log["tensorboard"], base))
     quantize = data.get("quantize")
     if isinstance(quantize, dict) and isinstance(quantize.get("fusions"), list):
         fusions = quantize["fusions"]

@@ -1,8 +1,8 @@
-"""What all stages of one run share: its recipe, folder, data, metric and who is told of progress."""
+"""What all stages of one run share: its recipe, folder, data, metric and who is told of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from edgeqat.metrics import Metric
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.monitor import Monitor
 from edgeqat.signature import Batch
+from edgeqat.tracking import Tracking
 
 __all__ = ["AGREEMENT", "Run"]
 
@@ -35,6 +36,7 @@ class Run:
     folder: Path
     data: Dataset
     monitor: Monitor
+    tracking: Tracking = field(default_factory=Tracking)
 
     @cached_property
     def metric(self) -> Metric:

@@ -24,7 +24,7 @@ from edgeqat.recipe_quantize import Section
 from edgeqat.strict_yaml import parse_yaml
 from edgeqat.validation import explain
 
-__all__ = ["TargetFile", "is_target_file", "load_target_file"]
+__all__ = ["TargetFile", "load_target_file"]
 
 ALWAYS = frozenset({Kind.QUANTIZE, Kind.DEQUANTIZE, Kind.FLOAT})
 """Kinds that are no op of a device."""
@@ -81,11 +81,6 @@ class TargetFile(Section):
                 hint = f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(OPS)}"
                 raise ValueError(f"unknown op {op!r}; {hint}")
         return [OPS[op] for op in ops] if isinstance(ops, list) else ops
-
-
-def is_target_file(target: str) -> bool:
-    """Whether a target is given as the path of a file."""
-    return target.endswith((".yaml", ".yml"))
 
 
 def load_target_file(path: str) -> TargetFile:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from edgeqat.errors import PlanError
 from edgeqat.program import Kind
-from edgeqat.target_file import is_target_file, load_target_file
+from edgeqat.target_file import load_target_file
+from edgeqat.target_name import is_target_file
 from edgeqat.target_table import ALL_KINDS, PORTABLE, TARGETS, Target, runtime_of
 
 __all__ = ["resolve_targets", "targets"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
 from edgeqat.recipe_train import TrainSection
+from edgeqat.reporting.monitor import followed
 from edgeqat.reporting.network_schema import EpochRow, StageRow
-from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
@@ -37,10 +37,11 @@ from edgeqat.train.aids import NO_AIDS, QatAids
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import load_weights, put_weights, weights_of
-from edgeqat.train.loop import Epoch, fit
+from edgeqat.train.loop import fit
 from edgeqat.train.oscillation import Oscillating
 from edgeqat.train.progressive import carry_weights
 from edgeqat.train.store import CheckpointStore, RunIdentity
+from edgeqat.training_progress import TrainingProgress
 
 __all__ = [
     "Stage",
@@ -61,7 +62,7 @@ FINE_TUNE_GRAD_NORM = 1.0
 def open_store(work: Run, planned: Plan) -> CheckpointStore:
     """The checkpoints of a run."""
     recipe = work.recipe
-    identity = RunIdentity(recipe.model_dump(mode="json"), recipe.sha256(), plan_hash(planned), fingerprint(work.data))
+    identity = RunIdentity(recipe.identity(), recipe.sha256(), plan_hash(planned), fingerprint(work.data))
     return CheckpointStore(work.folder / "checkpoints", identity, work.metric.higher_is_better, work.monitor.line)
 
 
@@ -184,7 +185,7 @@ def _train_quantized(
             work.monitor.stage(f"quantization-aware training, {stage.epochs} epochs{_at_least(stage)}")
             # A checkpoint brings its own weights and grids; starting again costs little and needs no second way in.
             if wide:
-                calibrate(sim, work.batches(work.data.calibration).inputs())
+                calibrate(sim, followed(work.monitor, "calibration", work.batches(work.data.calibration).inputs()))
             else:
                 put_weights(sim, weights_of(ptq), "ptq")
                 sim.set_phase("quantized")
@@ -269,13 +270,11 @@ def _fit(
     user_model = not isinstance(model, SimulatedModel)
     batches = work.batches(work.data.train, train=True, user_model=user_model)
     start = store.latest(stage)
-    done = 0 if start is None else len(start.history)
-    if done:
-        work.monitor.line(f"resumed after epoch {done}/{epochs}")
-
+    done = () if start is None else start.history
     target = resolve_targets(work.recipe.export)[0]
     try:
-        with work.monitor.steps("training", (epochs - done) * len(batches)) as advance:
+        with work.monitor.steps("training", (epochs - len(done)) * len(batches)) as advance:
+            progress = TrainingProgress(work, stage, epochs, done, advance)
             history = fit(
                 model,
                 batches,
@@ -284,7 +283,7 @@ def _fit(
                 optimizer=train.optimizer,
                 momentum=train.momentum,
                 weight_decay=train.weight_decay,
-                loss=build_loss(work.recipe.task.loss),
+                loss=progress.watched(build_loss(work.recipe.task.loss)),
                 precision=train.precision,
                 max_grad_norm=max_grad_norm,
                 batch_norm=batch_norm,
@@ -294,8 +293,8 @@ def _fit(
                 metric=work.metric,
                 # What will be shipped is validated; where its arithmetic is not known, the simulation is.
                 exact=arithmetic_here(target.name if target.file is None else target.runtime),
-                on_step=advance,
-                on_epoch=_telling(work, epochs),
+                on_step=progress.step,
+                on_epoch=progress.epoch,
                 start=start,
                 on_checkpoint=lambda state: store.save_epoch(stage, state),
             )
@@ -305,16 +304,6 @@ def _fit(
         raise type(error)(f"{error} (stage {stage}; {where})") from error
     if aids.oscillation is not None:
         work.monitor.line(_told_of(history.oscillating))
-
-
-def _telling(work: Run, epochs: int) -> Callable[[Epoch], None]:
-    def tell(epoch: Epoch) -> None:
-        metric = ""
-        if epoch.metric is not None:
-            metric = f", validation {work.metric.name} {figure(epoch.metric, work.metric.is_share)}"
-        work.monitor.line(f"epoch {epoch.index}/{epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)")
-
-    return tell
 
 
 def _told_of(found: Sequence[Oscillating]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def measure(
     metric: MetricLike = "top1",
     threads: int = 1,
     batch: int = 1,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Measurement]:
     """Measures each artifact on its real runtime; latencies are interleaved over all of them.
 
@@ -56,6 +57,7 @@ def measure(
             structure.
         threads: Threads within an op, for metric and latency.
         batch: Samples a call, for the latency.
+        on_step: Called after each artifact's metric, and after the latency of all.
 
     Raises:
         InputError: Unknown metric, no artifacts, or no batch of the wanted size.
@@ -64,10 +66,16 @@ def measure(
     chosen = resolve_metric(metric)
     if not artifacts:
         raise InputError("found no artifacts, wanted at least one")
-    found = [evaluate(lambda x, a=artifact: _outputs(a, x, threads), eval_batches, chosen) for artifact in artifacts]  # type: ignore[misc]
+    found = []
+    for artifact in artifacts:
+        found.append(evaluate(lambda x, a=artifact: _outputs(a, x, threads), eval_batches, chosen))  # type: ignore[misc]
+        if on_step is not None:
+            on_step()
     inputs = _first_samples(artifacts[0], eval_batches, batch)
     named = {str(i): artifact for i, artifact in enumerate(artifacts)}
     latencies = measure_latency(named, dict.fromkeys(named, inputs), threads)
+    if on_step is not None:
+        on_step()
     return [
         Measurement(
             artifact,

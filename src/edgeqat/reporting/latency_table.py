@@ -12,6 +12,7 @@ from rich.text import Text
 
 from edgeqat.machine import Machine
 from edgeqat.measuring.bench import Benched
+from edgeqat.reporting.terminal import fits
 
 __all__ = ["bench_to_dict", "print_bench"]
 
@@ -45,22 +46,11 @@ def bench_to_dict(results: Sequence[Benched], machine: Machine) -> dict[str, Any
 
 def print_bench(results: Sequence[Benched], machine: Machine, console: Console) -> None:
     """Prints the table and what its figures hold for."""
-    table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
-    for column in ("artifact", "runtime", "input", *RIGHT, "p50 / first (95%)"):
-        table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
-    for result in results:
-        latency, ratio = result.latency, result.ratio
-        shapes = ", ".join("x".join(map(str, shape)) for shape in result.inputs.values())
-        cells = (
-            str(result.folder),
-            result.runtime,
-            shapes,
-            *(f"{latency.percentile(q):.3f}" for q in (50, 90, 99)),
-            str(len(latency.samples_ms)),
-            f"{result.file_bytes / 1000:.1f} kB",
-            "1" if ratio is None else f"{ratio.value:.3f} ({ratio.low:.3f}-{ratio.high:.3f})",
-        )
-        table.add_row(*(Text(cell) for cell in cells))
+    table = _table(results, narrow=False)
+    if not fits(table, console):  # a path a line above it, instead of a column of them
+        for number, result in enumerate(results, start=1):
+            console.print(f"{number}  {result.folder}, {_shapes(result)}", markup=False, soft_wrap=True)
+        table = _table(results, narrow=True)
     console.print(table)
     batch = results[0].latency.batch
     console.print(
@@ -68,6 +58,30 @@ def print_bench(results: Sequence[Benched], machine: Machine, console: Console) 
     )
     versions = ", ".join(f"{runtime} {machine.versions[runtime]}" for runtime in _named(results, machine))
     console.print(f"{machine.cpu}, {machine.arch}, {machine.threads} thread(s), {versions}", markup=False)
+
+
+def _table(results: Sequence[Benched], narrow: bool) -> Table:
+    table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1), collapse_padding=narrow, pad_edge=not narrow)
+    places = ("", "runtime") if narrow else ("artifact", "runtime", "input")
+    gap = "\n" if narrow else " "
+    for column in (*places, *RIGHT, f"p50 / first{gap}(95%)"):
+        table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
+    for number, result in enumerate(results, start=1):
+        latency, ratio = result.latency, result.ratio
+        named = (str(number), result.runtime) if narrow else (str(result.folder), result.runtime, _shapes(result))
+        cells = (
+            *named,
+            *(f"{latency.percentile(q):.3f}" for q in (50, 90, 99)),
+            str(len(latency.samples_ms)),
+            f"{result.file_bytes / 1000:.1f} kB",
+            "1" if ratio is None else f"{ratio.value:.3f}{gap}({ratio.low:.3f}-{ratio.high:.3f})",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _shapes(result: Benched) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in result.inputs.values())
 
 
 def _named(results: Sequence[Benched], machine: Machine) -> list[str]:

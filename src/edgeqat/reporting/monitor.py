@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
-__all__ = ["ConsoleMonitor", "Monitor", "Silent"]
+from edgeqat.reporting.terminal import message_console
+
+__all__ = ["Advance", "ConsoleMonitor", "Monitor", "Silent", "followed"]
+
+BAR = 12
+"""Columns of the bar: with rate, remaining time, loss and metric beside it a line fits 80."""
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Advance(Protocol):
+    """What is called after each step of long work."""
+
+    def __call__(self, note: str = "") -> None:
+        """A step is done; `note` is the latest figure, such as the running loss."""
+        ...
 
 
 class Monitor(Protocol):
@@ -25,9 +49,37 @@ class Monitor(Protocol):
         """Something was found."""
         ...
 
-    def steps(self, text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    def detail(self, text: str) -> None:
+        """Something was found that is of interest to who looks closely: one of many layers, how long a file took."""
+        ...
+
+    def steps(self, text: str, total: int) -> AbstractContextManager[Advance]:
         """Long work: yields what to call after each of `total` steps."""
         ...
+
+
+class SizedIterable(Protocol[Item]):
+    """What can be counted before it is iterated."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __iter__(self) -> Iterator[Item]:
+        """Each of them."""
+        ...
+
+
+def followed(monitor: Monitor, text: str, items: SizedIterable[Item]) -> Iterator[Item]:
+    """The items, once; `monitor` is told of each that has been worked on."""
+    with monitor.steps(text, len(items)) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def _nothing(note: str = "") -> None:
+    pass
 
 
 class Silent:
@@ -39,17 +91,26 @@ class Silent:
     def line(self, text: str) -> None:
         """Nothing."""
 
-    @contextmanager
-    def steps(self, text: str, total: int) -> Iterator[Callable[[], None]]:
+    def detail(self, text: str) -> None:
         """Nothing."""
-        yield lambda: None
+
+    @contextmanager
+    def steps(self, text: str, total: int) -> Iterator[Advance]:
+        """Nothing."""
+        yield _nothing
 
 
 class ConsoleMonitor:
-    """Writes to standard error, so that standard output holds results alone."""
+    """Writes to standard error, so that standard output holds results alone.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    Args:
+        verbose: Whether details are told too.
+        console: Where to; standard error if not given.
+    """
+
+    def __init__(self, verbose: bool = False, console: Console | None = None) -> None:
+        self._console = message_console() if console is None else console
+        self._verbose = verbose
         self._started = time.monotonic()
 
     def stage(self, text: str) -> None:
@@ -61,18 +122,43 @@ class ConsoleMonitor:
         """An indented line."""
         self._console.print(f"          {text}", markup=False, soft_wrap=True)
 
+    def detail(self, text: str) -> None:
+        """An indented line, where details are wanted."""
+        if self._verbose:
+            self.line(text)
+
     @contextmanager
-    def steps(self, text: str, total: int) -> Iterator[Callable[[], None]]:
+    def steps(self, text: str, total: int) -> Iterator[Advance]:
         """A progress bar on a terminal; elsewhere `stage` and `line` tell enough."""
-        if not sys.stderr.isatty():
-            yield lambda: None
+        if not self._console.is_interactive:
+            yield _nothing
             return
-        columns = (
-            TextColumn("          {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(text, total=total)
-            yield lambda: progress.advance(task)
+        with Progress(*_columns(), console=self._console, transient=True) as progress:
+            task = progress.add_task(text, total=total, note="")
+
+            def advance(note: str = "") -> None:
+                progress.update(task, advance=1, note=note)
+
+            yield advance
+
+
+def _columns() -> Sequence[ProgressColumn]:
+    return (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(BAR),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        # The last column gives way where the terminal is narrow.
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
+
+
+class _Rate(ProgressColumn):
+    """Steps a second; seconds a step where there are fewer."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgeqat.diagnose.distributions import Distribution
+from torch.utils import _pytree as pytree
+
+from edgeqat.diagnose.distributions import Distribution, distributions
+from edgeqat.measuring.variant import Variant
 from edgeqat.plan_table import rows_of
 from edgeqat.program import Kind, Op, QuantizedProgram
 from edgeqat.reporting.network_schema import DistributionRow, NetworkRows, OpRow
+from edgeqat.signature import Batch
+from edgeqat.simulate.model import SimulatedModel
 
-__all__ = ["network_rows"]
+__all__ = ["network_of", "network_rows"]
+
+
+def network_of(variant: Variant, batch: Batch) -> NetworkRows:
+    """The network of a quantized variant, its values looked at over a batch (see `samples_within`)."""
+    assert isinstance(variant.model, SimulatedModel)
+    found, n = distributions(variant.model, batch), len(pytree.tree_leaves(batch)[0])
+    return network_rows(variant.name, variant.program, found, n)
 
 
 def network_rows(variant: str, program: QuantizedProgram, found: Sequence[Distribution], n: int) -> NetworkRows:

@@ -1,4 +1,8 @@
-"""How wide a table may be: a terminal's own columns, COLUMNS where it is set, full lines for any other pipe."""
+"""Where the command line writes: results to standard output, progress to standard error.
+
+Colour and control codes go to a terminal alone, and not to one where NO_COLOR is set (no-color.org). A table may be
+as wide as the terminal, COLUMNS where it is set, and has full lines on any other pipe.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["fits", "table_console"]
+__all__ = ["fits", "message_console", "table_console"]
 
 PIPE_COLUMNS = 160
 """A table is read whole, so a pipe gets full lines too."""
@@ -21,7 +25,18 @@ def table_console() -> Console:
     """A console for tables on standard output."""
     columns = os.environ.get("COLUMNS", "")
     chosen = columns.isdigit() and int(columns) > 0
-    return Console(highlight=False, width=None if chosen or sys.stdout.isatty() else PIPE_COLUMNS)
+    width = None if chosen or sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(highlight=False, width=width, force_terminal=_plain())
+
+
+def message_console() -> Console:
+    """A console for progress and findings on standard error."""
+    return Console(stderr=True, highlight=False, force_terminal=_plain())
+
+
+def _plain() -> bool | None:
+    # rich takes NO_COLOR for "no colour": bold type and the codes that redraw a progress bar would stay.
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def fits(table: Table, console: Console) -> bool:

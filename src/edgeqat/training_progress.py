@@ -1,0 +1,72 @@
+"""What is told of one stage's training while it goes on: to the monitor each step, to trackers each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from edgeqat.reporting.monitor import Advance
+from edgeqat.reporting.summary import figure
+from edgeqat.run_context import Run
+from edgeqat.train.losses import Loss
+from edgeqat.train.state import Epoch
+
+__all__ = ["TrainingProgress"]
+
+
+class TrainingProgress:
+    """Follows the training of a stage.
+
+    Args:
+        work: The run.
+        stage: Its name.
+        epochs: How many the stage has.
+        done: Those before it was resumed.
+        advance: What is called after each step.
+    """
+
+    def __init__(self, work: Run, stage: str, epochs: int, done: Sequence[Epoch], advance: Advance) -> None:
+        self._work, self._stage, self._epochs, self._advance = work, stage, epochs, advance
+        self._metric = self._scored(done[-1]) if done else ""
+        self._total, self._count = 0.0, 0
+        if done:
+            work.monitor.line(f"resumed after epoch {len(done)}/{epochs}")
+        for epoch in done:  # a run that was killed may have kept an epoch that no tracker was told of
+            self._track(epoch)
+
+    def watched(self, loss: Loss) -> Loss:
+        """The loss, remembered for the running mean that is shown."""
+
+        def watching(outputs: Any, targets: Any) -> Tensor:
+            found = loss(outputs, targets)
+            self._total, self._count = self._total + float(found.detach()), self._count + 1
+            return found
+
+        return watching
+
+    def step(self) -> None:
+        """A step is done."""
+        self._advance(f"loss {self._total / max(self._count, 1):.4f}{self._metric and f', {self._metric}'}")
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is done, and kept."""
+        self._metric = self._scored(epoch)
+        self._total, self._count = 0.0, 0
+        metric = self._metric and f", validation {self._metric}"
+        told = f"epoch {epoch.index}/{self._epochs}: loss {epoch.loss:.4f}{metric} ({epoch.seconds:.1f} s)"
+        self._work.monitor.line(told)
+        rate = len(self._work.data.train) / max(epoch.seconds, 1e-9)
+        self._work.monitor.detail(f"learning rate {epoch.lr:.3g}, {rate:.0f} samples/s, validation included")
+        self._track(epoch)
+
+    def _track(self, epoch: Epoch) -> None:
+        figures = {"loss": epoch.loss, "lr": epoch.lr}
+        if epoch.metric is not None:
+            figures[self._work.metric.name] = epoch.metric
+        self._work.tracking.epoch(self._stage, epoch.index, figures)
+
+    def _scored(self, epoch: Epoch) -> str:
+        metric = self._work.metric
+        return "" if epoch.metric is None else f"{metric.name} {figure(epoch.metric, metric.is_share)}"
