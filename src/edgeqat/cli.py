@@ -230,6 +230,7 @@ def bench(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Directories of finished runs.", metavar="OUT...")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page too, with figures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Finished runs side by side: results, how their recipes differ, and what cannot be compared."""
@@ -237,6 +238,11 @@ def compare(
     from edgeqat.reporting.terminal import table_console
 
     comparison = compare_runs(folders)
+    if html is not None:
+        from edgeqat.files import write_atomically
+        from edgeqat.reporting.comparison_page import render_comparison
+
+        write_atomically(html, render_comparison(comparison))
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=1))
     else:

@@ -8,6 +8,7 @@ from test_schema import ROWS
 
 from edgeqat.reporting.comparison import compare_runs
 from edgeqat.reporting.comparison_page import render_comparison
+from helpers import CommandLine
 
 
 def test_runs_stand_side_by_side_and_names_are_escaped(tmp_path: Path) -> None:
@@ -30,6 +31,16 @@ def test_figures_of_different_metrics_are_not_drawn_on_one_axis(tmp_path: Path) 
     comparison.reports[str(two)] = report.model_copy(update={"results": rows})
     page = render_comparison(comparison)
     assert "<figure" not in page and ">metric</button>" in page
+
+
+def test_the_command_writes_it_beside_what_it_prints(command: CommandLine, tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / name, results=ROWS)) for name in ("one", "two")]
+    place = tmp_path / "page.html"
+    done = command("compare", *runs, "--html", str(place))
+    assert done.code == 0 and "the recipes are the same" in done.out
+    assert "<h1>2 runs</h1>" in place.read_text(encoding="utf-8")
+    refused = command("compare", *runs, "--html", str(place / "page.html"))
+    assert refused.code == 2 and "page.html" in refused.err  # its directory is a file
 
 
 @pytest.mark.parametrize("n", [1, 2])
