@@ -12,6 +12,7 @@ and the 95% interval of its mean (Student's t).
 
     float         the float model, fine-tuned with the same budget
     none          nothing
+    fixed         ranges and scales as calibration found them, not learned
     live          batch norms live, statistics estimated afresh over 50 batches
     distill       the float model as teacher, half of the loss, temperature 1
     ema           moving averages, decay 0.999
@@ -70,6 +71,7 @@ class Recipe:
     live: bool = False
     first_last: bool = False
     sums: bool = False
+    learned: bool = True
     wide: tuple[int, ...] = field(default=())
 
 
@@ -82,6 +84,7 @@ WATCH = eq.Oscillation()
 
 RECIPES: Mapping[str, Recipe] = {
     BASE: Recipe(lambda teacher: eq.QatAids(oscillation=WATCH)),
+    "fixed": Recipe(lambda teacher: eq.QatAids(oscillation=WATCH), learned=False),
     "live": Recipe(lambda teacher: eq.QatAids(oscillation=WATCH), live=True),
     "distill": Recipe(lambda teacher: eq.QatAids(_distilled(teacher), WATCH)),
     "ema": Recipe(lambda teacher: eq.QatAids(oscillation=WATCH, ema=eq.Ema())),
@@ -146,8 +149,8 @@ def mapping(recipe: Recipe, activations: int) -> eq.QConfigMapping:
     """Learned scales at few bits, but for what a recipe keeps at 8."""
 
     def qconfig(weight_bits: int, activation_bits: int) -> eq.QConfig:
-        weight = eq.WeightConfig(bits=weight_bits, observer="mse", learned=True)
-        return eq.QConfig(eq.ActivationConfig(bits=activation_bits, observer="mse", learned=True), weight)
+        weight = eq.WeightConfig(bits=weight_bits, observer="mse", learned=recipe.learned)
+        return eq.QConfig(eq.ActivationConfig(bits=activation_bits, observer="mse", learned=recipe.learned), weight)
 
     found = eq.QConfigMapping().set_global(qconfig(4, activations))
     if recipe.first_last:

@@ -72,14 +72,14 @@ class StopAt(Silent):
                 raise KeyboardInterrupt
             self._armed = True
 
-    def steps(self, text: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    def steps(self, text: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         @contextmanager
-        def counted() -> Iterator[Callable[[], None]]:
+        def counted() -> Iterator[Callable[..., None]]:
             yield self._count
 
         return counted()
 
-    def _count(self) -> None:
+    def _count(self, told: str = "") -> None:
         if self._armed and self._steps is not None:
             self._steps -= 1
             if self._steps < 0:

@@ -46,7 +46,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         "ddp.py": ["2 processes ended with equal weights and grids", "100% of its logits bit-identical"],
         "own_dataset.py": ["qat on onnxruntime: within_one_hour", "artifact: 12 o'clock, 1 o'clock", "gate passed"],
         "detector.py": ["boxes: [32, 16, 4], ", "scores: [32, 16], ", "100% of all outputs bit-identical"],
-        "keywords.py": ["onnxruntime: ", "litert: ", "100% of the logits bit-identical to litert/xnnpack"],
+        "keywords.py": ["onnxruntime: ", "litert: ", "100% of the logits bit-identical to reference:litert/xnnpack"],
         "full_pipeline.py": ["onnxruntime: 100.00% of the logits", "torchscript: 100.00% of the logits"],
     }
     for text in promised.get(name, []):
