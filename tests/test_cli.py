@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from edgeqat import cli
 from edgeqat.errors import CalibrationWarning
 from edgeqat.recipe import bundled_recipes
-from edgeqat.reporting.monitor import ConsoleMonitor
 from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
 TINY = [
@@ -369,14 +367,6 @@ def test_failed_gate_is_exit_3_and_the_report_says_why(command: CommandLine, tmp
     assert json.loads((out / "report.json").read_text())["gate"] == {"passed": True, "checks": []}
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """SIGINT interrupts: a job that a shell has put in the background is born ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 INTERRUPTED = """
 import signal, sys
 from edgeqat.measuring import latency, memory
@@ -418,16 +408,8 @@ def test_a_run_goes_on_after_ctrl_c_in_any_stage(tmp_path: Path, auto: list[str]
     assert run_python(INTERRUPTED, "", *arguments).code == 0
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_in_a_run_that_replaces_another_says_what_to_leave_out(
-    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(monitor: ConsoleMonitor, text: str) -> None:
-        if text.startswith("train"):
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(ConsoleMonitor, "stage", interrupted)
-    ended = command("run", "digits-edge", *TINY, "--overwrite", "-o", tmp_path / "out")
+def test_ctrl_c_in_a_run_that_replaces_another_says_what_to_leave_out(tmp_path: Path) -> None:
+    ended = run_python(INTERRUPTED, "train", "run", "digits-edge", *TINY, "--overwrite", "-o", tmp_path / "out")
     assert ended.code == 130
     assert "the same command with --resume in place of --overwrite continues it" in ended.err
 
