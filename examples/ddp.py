@@ -36,7 +36,7 @@ def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], epochs: int,
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     model.train()
     for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(epoch)
         for images, targets in loader:
             optimizer.zero_grad()
             nn.functional.cross_entropy(replicas(images), targets).backward()

@@ -69,7 +69,7 @@ def overlap(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
     return common / (areas - common)
 
 
-overlap.higher_is_better, overlap.is_share = True, True  # type: ignore[attr-defined]
+overlap.higher_is_better, overlap.is_share = True, True
 
 
 def batches(n: int, seed: int) -> list[tuple[Tensor, dict[str, Tensor]]]:

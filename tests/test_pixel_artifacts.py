@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 import edgeqat as eq
 from edgeqat.errors import InputError, RecipeError
-from edgeqat.measuring import latency, memory
 from edgeqat.measuring.bench import bench
 from edgeqat.program import Kind
 from edgeqat.recipe import load_recipe
@@ -219,16 +217,6 @@ def test_training_takes_pixels_too() -> None:
     assert len(history.epochs) == 2
     assert not torch.equal(sim.get_parameter("conv1.weight"), before)
     assert sim.quantizer_of("x").grid()[1] == 120
-
-
-@pytest.fixture(scope="module")
-def few_rounds() -> Iterator[None]:
-    """How long and how often is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        patched.setattr(memory, "PROCESSES", 1)
-        yield
 
 
 SETTINGS = [

@@ -6,17 +6,14 @@ The float values of one batch, layer by layer, and how far the same values are o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from edgeqat.diagnose.ranges import Ranges, RangeTally, weight_ranges
-from edgeqat.diagnose.switches import evaluating, quantizing, switchable
+from edgeqat.diagnose.ranges import Ranges, RangeTally, decibels, weight_ranges
+from edgeqat.diagnose.switches import evaluating, quantizing, switchable, watching
 from edgeqat.program import QuantizedProgram
 from edgeqat.signature import Batch
 from edgeqat.simulate.fake_quant import ActivationQuantizer
@@ -74,9 +71,9 @@ def distributions(sim: SimulatedModel, batch: Batch) -> tuple[Distribution, ...]
     quantizers = sim.activation_quantizers()
     with evaluating(sim):
         with quantizing(sim, ()):
-            values = _run(sim, batch, quantizers)
+            values = _run(sim, batch)
         with quantizing(sim, switchable(sim)):
-            found = _run(sim, batch, quantizers)
+            found = _run(sim, batch)
         activations = [
             _of_value(name, quantizers[name], value, found[name]) for name, value in values.items() if value.numel()
         ]
@@ -87,29 +84,16 @@ def distributions(sim: SimulatedModel, batch: Batch) -> tuple[Distribution, ...]
     return tuple(one for one in (*activations, *weights) if one is not None)
 
 
-def _run(sim: SimulatedModel, batch: Batch, quantizers: Mapping[str, ActivationQuantizer]) -> dict[str, Tensor]:
+def _run(sim: SimulatedModel, batch: Batch) -> dict[str, Tensor]:
     """What each quantizer gives in one run; the first time, where it is called several times."""
     seen: dict[str, Tensor] = {}
-    with _watched(quantizers, seen):
+
+    def look(name: str, output: Tensor) -> None:
+        seen.setdefault(name, output.detach().float())
+
+    with watching(sim, sim.activation_quantizers(), look):
         sim.call(batch)
     return seen
-
-
-@contextmanager
-def _watched(quantizers: Mapping[str, ActivationQuantizer], seen: dict[str, Tensor]) -> Iterator[None]:
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            if name not in seen:
-                seen[name] = pytree.tree_leaves(output)[0].detach().float()
-
-        return look
-
-    handles = [quantizer.register_forward_hook(watch(name)) for name, quantizer in quantizers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of_value(name: str, quantizer: ActivationQuantizer, value: Tensor, found: Tensor) -> Distribution | None:
@@ -119,12 +103,11 @@ def _of_value(name: str, quantizer: ActivationQuantizer, value: Tensor, found: T
     if ranges is None:
         return None
     energy, error = (float(t.double().square().sum()) for t in (value, found - value))
-    return Distribution(name, "activation", ranges, _counts(value, ranges), _decibels(energy, error))
+    return Distribution(name, "activation", ranges, _counts(value, ranges), _finite(decibels(energy, error)))
 
 
 def _of_weight(name: str, ranges: Ranges, weight: Tensor) -> Distribution:
-    sqnr = ranges.sqnr if math.isfinite(ranges.sqnr) else None
-    return Distribution(name, "weight", ranges, _counts(weight.detach().float(), ranges), sqnr)
+    return Distribution(name, "weight", ranges, _counts(weight.detach().float(), ranges), _finite(ranges.sqnr))
 
 
 def _counts(x: Tensor, ranges: Ranges) -> tuple[int, ...]:
@@ -134,5 +117,5 @@ def _counts(x: Tensor, ranges: Ranges) -> tuple[int, ...]:
     return tuple(int(n) for n in torch.histc(finite, BINS, ranges.low, ranges.high))
 
 
-def _decibels(energy: float, error: float) -> float | None:
-    return 10 * math.log10(energy / error) if energy > 0.0 and error > 0.0 else None
+def _finite(sqnr: float) -> float | None:
+    return sqnr if math.isfinite(sqnr) else None

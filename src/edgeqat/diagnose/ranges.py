@@ -12,7 +12,7 @@ from edgeqat.simulate.fake_quant import ActivationQuantizer
 from edgeqat.simulate.observers import Seen
 from edgeqat.simulate.parameter_quantizers import WeightQuantizer
 
-__all__ = ["RangeTally", "Ranges", "weight_ranges"]
+__all__ = ["RangeTally", "Ranges", "decibels", "weight_ranges"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RangeTally:
             clipped=self._clipped / self._count,
             outlier_ratio=_outlier_ratio(self._seen),
             channel_ratio=None if self._channels is None else _channel_ratio(self._channels),
-            sqnr=_decibels(self._energy, self._error),
+            sqnr=decibels(self._energy, self._error),
         )
 
     def _ends(self) -> tuple[float, float, float]:
@@ -110,7 +110,7 @@ def weight_ranges(quantizer: WeightQuantizer, weight: Tensor) -> Ranges:
         clipped=float((weight.abs() > (quantizer.qmax + 0.5) * step).double().mean()),
         outlier_ratio=_outlier_ratio(seen),
         channel_ratio=_channel_ratio(_largest(weight, 0)) if axis is None else None,
-        sqnr=_decibels(float(weight.double().square().sum()), float((on_grid - weight).double().square().sum())),
+        sqnr=decibels(float(weight.double().square().sum()), float((on_grid - weight).double().square().sum())),
     )
 
 
@@ -130,7 +130,8 @@ def _outlier_ratio(seen: Seen) -> float | None:
     return None if found is None else max(1.0, found[0] / found[1])
 
 
-def _decibels(energy: float, error: float) -> float:
+def decibels(energy: float, error: float) -> float:
+    """Energy by the energy of the error, in dB; infinite where there is no error, minus infinity where only that."""
     if error == 0.0:
         return math.inf
     return 10 * math.log10(energy / error) if energy > 0.0 else -math.inf

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
-from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.diagnose.effects import Tally, drop_of
 from edgeqat.diagnose.forks import Forks
 from edgeqat.diagnose.ranges import Ranges, RangeTally, weight_ranges
 from edgeqat.diagnose.sensitivity_table import Row, Sensitivity
-from edgeqat.diagnose.switches import evaluating, quantizing, switchable
+from edgeqat.diagnose.switches import evaluating, quantizing, switchable, watching
 from edgeqat.diagnose.units import Unit, units_of
 from edgeqat.errors import DataError, PlanError
 from edgeqat.metrics import Metric, MetricLike, resolve_metric
@@ -108,7 +107,10 @@ class _Measuring:
 
     def look(self, inputs: Batch, targets: Any) -> None:
         """Runs a batch under every setting."""
-        with quantizing(self.sim, NOTHING), _watched(self.sim, self.values):
+        with (
+            quantizing(self.sim, NOTHING),
+            watching(self.sim, self.values, lambda name, output: self.values[name].add(output)),
+        ):
             reference = self.sim.call(inputs)
         if not self.n:
             self.classes = self.classes is not False and _are_scores(reference)
@@ -158,22 +160,6 @@ class _Measuring:
         if name in self.values:
             return self.values[name].ranges()
         return weight_ranges(self.sim.weight_quantizers()[name], self.sim.get_parameter(name))
-
-
-@contextmanager
-def _watched(sim: SimulatedModel, values: Mapping[str, RangeTally]) -> Iterator[None]:
-    """Within it each tally is shown its value in every run."""
-
-    def watch(tally: RangeTally) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _, __, output: tally.add(output)
-
-    quantizers = sim.activation_quantizers()
-    handles = [quantizers[name].register_forward_hook(watch(tally)) for name, tally in values.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _are_scores(outputs: Any) -> bool:

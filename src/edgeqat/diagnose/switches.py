@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from edgeqat.errors import InputError, PhaseError
 from edgeqat.simulate.fake_quant import Quantizer
@@ -14,7 +16,7 @@ from edgeqat.simulate.operand_quantizer import OperandQuantizer
 from edgeqat.simulate.phases import CONVERTED, QUANTIZED
 from edgeqat.simulate.pixel_quantizer import PixelQuantizer
 
-__all__ = ["evaluating", "quantizers_of", "quantizing", "switchable"]
+__all__ = ["evaluating", "quantizers_of", "quantizing", "switchable", "watching"]
 
 
 def quantizers_of(sim: SimulatedModel) -> list[Quantizer]:
@@ -81,3 +83,19 @@ def evaluating(sim: SimulatedModel) -> Iterator[None]:
             module.training = mode
         for buffer, kept in grids:
             buffer.copy_(kept)
+
+
+@contextmanager
+def watching(sim: SimulatedModel, names: Collection[str], look: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within it `look` is shown, in every run, what the quantizers of these values give: (name, output)."""
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _, __, output: look(name, output)
+
+    quantizers = sim.activation_quantizers()
+    handles = [quantizers[name].register_forward_hook(watch(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
