@@ -36,6 +36,7 @@ ORDER = [
         "strict_yaml",
         "validation",
         "recipe",
+        "recipe_compute",
         "recipe_numbers",
         "recipe_quantize",
         "recipe_train",

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
+from edgeqat.recipe_compute import ComputeSection
 from edgeqat.recipe_numbers import Fraction, Number, Positive, Rate
 from edgeqat.recipe_quantize import QuantizeSection, Section
 from edgeqat.recipe_train import TrainSection
@@ -105,6 +106,7 @@ class Recipe(Section):
     measure: MeasureSection = MeasureSection()
     gate: GateSection = GateSection()
     log: LogSection = LogSection()
+    compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")
     def _batch_norm(self) -> Recipe:
@@ -120,8 +122,8 @@ class Recipe(Section):
         return dump_yaml(self.model_dump())
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's results: all but `log`, which may be switched on or off when it is resumed."""
-        return self.model_dump(mode="json", exclude={"log"})
+        """What decides a run's results: not `log` and `compute`, which may differ when it is resumed."""
+        return self.model_dump(mode="json", exclude={"log", "compute"})
 
     def sha256(self) -> str:
         """Hash of its meaning."""
