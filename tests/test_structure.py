@@ -18,6 +18,7 @@ ORDER = [
     [
         "files",
         "callables",
+        "ranks",
         "run_folder",
         "signature",
         "machine",

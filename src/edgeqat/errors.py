@@ -13,7 +13,8 @@
     │   ├── OutputError             an output directory that holds another run
     │   └── TamperedError           an artifact whose files do not have their recorded hashes
     ├── VerificationError        3  a runtime disagrees with the reference
-    └── MissingRuntimeError      4  a runtime is not installed; the message names the pip install
+    ├── MissingRuntimeError      4  a runtime is not installed; the message names the pip install
+    └── LostProcessError         5  another process of the training is gone or does not answer
 
 CalibrationWarning is no error: calibration went on, but a grid that it made may be of no use.
 
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "EdgeqatError",
     "InputError",
+    "LostProcessError",
     "MissingRuntimeError",
     "ModelError",
     "OutputError",
@@ -107,6 +109,12 @@ class MissingRuntimeError(EdgeqatError):
     def __init__(self, runtime: str, extra: str, cause: str, remedy: str = "") -> None:
         remedy = remedy or f"install it: pip install 'edgeqat[{extra}]'"
         super().__init__(f"{runtime} is not usable here ({cause}); {remedy}")
+
+
+class LostProcessError(EdgeqatError):
+    """Another process of a training is gone, or has not answered in time."""
+
+    exit_code = 5
 
 
 class CalibrationWarning(UserWarning):

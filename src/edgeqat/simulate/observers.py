@@ -13,7 +13,7 @@ from torch import Tensor
 from edgeqat.errors import CalibrationWarning, EdgeqatError, PhaseError, PlanError
 from edgeqat.simulate.float_histogram import FloatHistogram
 from edgeqat.simulate.range_methods import METHODS, Foreign, Method
-from edgeqat.simulate.ranks import Ranks
+from edgeqat.ranks import Ranks
 
 __all__ = ["OUTLIER_RATIO", "Observer", "make_observer", "observed_range"]
 

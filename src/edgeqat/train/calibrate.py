@@ -10,7 +10,7 @@ from edgeqat.errors import DataError, InputError, PlanError
 from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.observers import Observer
-from edgeqat.simulate.ranks import Ranks
+from edgeqat.ranks import Ranks
 
 __all__ = ["calibrate"]
 
@@ -36,7 +36,7 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
     Raises:
         InputError: `sim` was not made by `prepare`.
         DataError: There is no batch, a batch holds NaN or infinite values, the data cannot be read twice where
-            that is needed, or another process failed.
+            that is needed; what one process raises all of them raise.
         PhaseError: The model computed NaN from finite inputs.
         PlanError: An observer of the user's own cannot be used, or not with several processes.
 

@@ -1,0 +1,134 @@
+"""The processes of torch.distributed that work on one model together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from edgeqat.errors import EdgeqatError, LostProcessError
+
+__all__ = ["Ranks"]
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The default process group; a single process where torch.distributed is not initialised.
+
+    All processes must call the same methods in the same order.
+
+    Attributes:
+        size: Number of processes.
+        rank: Of this one, 0 to size - 1.
+    """
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and tells the user."""
+        return self.rank == 0
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The elementwise maximum over all processes, of any shape."""
+        return self._reduce(x, dist.ReduceOp.MAX) if self.size > 1 else x
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all processes. Counts are summed exactly: in int64 or float64."""
+        if self.size == 1:
+            return x
+        wide = x if x.dtype == torch.int64 else x.double()
+        return self._reduce(wide, dist.ReduceOp.SUM).to(x.dtype)
+
+    def of_first(self, value: T) -> T:
+        """What the first process has; the argument of the others is not looked at."""
+        if self.size == 1:
+            return value
+        told = [value]
+        with _telling_of_loss():
+            dist.broadcast_object_list(told, src=0, device=self._device())
+        return told[0]
+
+    def of_each(self, value: T) -> list[T]:
+        """What each process has, in their order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with _telling_of_loss():
+            dist.all_gather_object(found, value)
+        return found
+
+    def copy_first(self, tensors: list[Tensor]) -> None:
+        """Gives tensors the bits that they have in the first process, in place."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            shared = tensor.detach().to(self._device()).contiguous()
+            with _telling_of_loss():
+                dist.broadcast(shared, src=0)
+            with torch.no_grad():
+                tensor.copy_(shared)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in one process inside it fails in all, instead of leaving the others to wait for it.
+
+        Raises:
+            EdgeqatError: The error of the first process that failed, of its own class.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except LostProcessError:  # there is nobody left to tell
+            raise
+        except Exception as error:
+            failure = error
+        if self.size > 1 and int(self.largest(torch.tensor(int(failure is not None)))):
+            told = next(error for error in self.of_each(_portable(failure)) if error is not None)
+            failure = told if failure is None else failure
+        if failure is not None:
+            raise failure
+
+    def _reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+        shared = x.detach().clone().to(self._device())
+        with _telling_of_loss():
+            dist.all_reduce(shared, op)
+        return shared.to(x.device)
+
+    def _device(self) -> torch.device:
+        # NCCL moves GPU memory alone.
+        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error as it can be sent to another process: classes of others, and what they hold, may not be known there."""
+    if error is None or (isinstance(error, EdgeqatError) and type(error).__init__ is EdgeqatError.__init__):
+        return error
+    if not isinstance(error, EdgeqatError):
+        return EdgeqatError(f"{type(error).__name__}: {error}")
+    portable = EdgeqatError(str(error))
+    portable.exit_code = error.exit_code
+    return portable
+
+
+@contextmanager
+def _telling_of_loss() -> Iterator[None]:
+    """torch.distributed raises RuntimeError, and subclasses of it, where another process is gone or silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"another process of this run is gone, or has not answered in time ({_first_line(error)}); "
+            "the same command with --resume goes on from the last checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
