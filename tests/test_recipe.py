@@ -62,7 +62,18 @@ def test_bundled_recipe_round_trips_and_hashes_stably(tmp_path: Path, name: str)
 def test_resolved_recipe_writes_every_default_out() -> None:
     written = yaml.safe_load(load_recipe("digits-edge").to_yaml())
     assert written == load_recipe("digits-edge").model_dump()
-    assert list(written) == ["model", "data", "task", "quantize", "train", "export", "measure", "gate", "log", "compute"]
+    assert list(written) == [
+        "model",
+        "data",
+        "task",
+        "quantize",
+        "train",
+        "export",
+        "measure",
+        "gate",
+        "log",
+        "compute",
+    ]
     assert written["measure"] == {"threads": 1, "batch": 1}
     assert written["quantize"]["weights"] == {
         "bits": 8,

@@ -70,8 +70,8 @@ MAX_FILE_LINES = 400
 LONGER_FILES: dict[str, int] = {}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
-    # fit's docstring explains nineteen arguments, and what it raises; its body has 37 lines.
-    "train/loop.py:fit": 101,
+    # fit's docstring explains two dozen arguments, and what it raises; its body has 36 lines.
+    "train/loop.py:fit": 110,
 }
 
 RUNTIMES = {

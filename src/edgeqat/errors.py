@@ -44,9 +44,14 @@ __all__ = [
 
 
 class EdgeqatError(Exception):
-    """Root of the tree; `exit_code` is what a command that meets it exits with."""
+    """Root of the tree; `exit_code` is what a command that meets it exits with.
+
+    Attributes:
+        told: Whether another process of the same run tells the user.
+    """
 
     exit_code = 1
+    told = False
 
 
 class InputError(EdgeqatError):

@@ -38,7 +38,7 @@ from edgeqat.per_sample import (
 )
 from edgeqat.signature import Batch
 
-__all__ = ["METRICS", "Metric", "MetricLike", "Scores", "evaluate", "resolve_metric"]
+__all__ = ["METRICS", "Metric", "MetricLike", "Scores", "checked_statistics", "evaluate", "resolve_metric"]
 
 
 def _mean(statistics: Tensor) -> float:
@@ -147,7 +147,7 @@ def evaluate(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]], 
     with torch.no_grad():
         for inputs, targets in batches:
             outputs = run(inputs)
-            statistics.append(_statistics(metric, outputs, targets))
+            statistics.append(checked_statistics(metric, outputs, targets))
             if metric.classes and isinstance(outputs, Tensor) and outputs.ndim == 2:
                 predicted.append(predicted_class(outputs))
             if isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype == torch.int64:
@@ -209,7 +209,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 """The built-in metrics, by the names that `task.metric` may have."""
 
 
-def _statistics(metric: Metric, outputs: Any, targets: Any) -> Tensor:
+def checked_statistics(metric: Metric, outputs: Any, targets: Any) -> Tensor:
+    """What a metric tells of each sample of a batch, [N, ...].
+
+    Raises:
+        DataError: Outputs or targets that the metric does not take, or figures that are not finite.
+    """
     found = metric.statistics(outputs, targets)
     bad = ~found.isfinite().flatten(1).all(1) if found.ndim > 1 else ~found.isfinite()
     if bool(bad.any()):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgeqat.errors import EdgeqatError, LostProcessError
 
-__all__ = ["Ranks"]
+__all__ = ["ALONE", "Ranks", "lost"]
 
 T = TypeVar("T")
 
@@ -22,13 +22,16 @@ class Ranks:
 
     All processes must call the same methods in the same order.
 
+    Args:
+        alone: Whether this process works by itself, whatever group there is.
+
     Attributes:
         size: Number of processes.
         rank: Of this one, 0 to size - 1.
     """
 
-    def __init__(self) -> None:
-        together = dist.is_available() and dist.is_initialized()
+    def __init__(self, alone: bool = False) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
 
     @property
@@ -83,18 +86,26 @@ class Ranks:
         Raises:
             EdgeqatError: The error of the first process that failed, of its own class.
         """
-        failure: Exception | None = None
         try:
             yield
         except LostProcessError:  # there is nobody left to tell
             raise
         except Exception as error:
-            failure = error
-        if self.size > 1 and int(self.largest(torch.tensor(int(failure is not None)))):
-            told = next(error for error in self.of_each(_portable(failure)) if error is not None)
-            failure = told if failure is None else failure
+            self._first_failure(error)
+            raise
+        failure = self._first_failure(None)
         if failure is not None:
             raise failure
+
+    def _first_failure(self, own: Exception | None) -> Exception | None:
+        """The error of the first process that has one; `own` is this one's."""
+        if self.size == 1 or not int(self.largest(torch.tensor(int(own is not None)))):
+            return own
+        failure = next(error for error in self.of_each(_portable(own)) if error is not None)
+        for error in (failure, own):
+            if isinstance(error, EdgeqatError):
+                error.told = not self.first
+        return failure
 
     def _reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         shared = x.detach().clone().to(self._device())
@@ -105,6 +116,10 @@ class Ranks:
     def _device(self) -> torch.device:
         # NCCL moves GPU memory alone.
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+ALONE = Ranks(alone=True)
+"""A process by itself."""
 
 
 def _portable(error: Exception | None) -> Exception | None:
@@ -124,11 +139,13 @@ def _telling_of_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(
-            f"another process of this run is gone, or has not answered in time ({_first_line(error)}); "
-            "the same command with --resume goes on from the last checkpoint"
-        ) from error
+        raise lost(error) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def lost(error: RuntimeError) -> LostProcessError:
+    """What it means that torch.distributed fails."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return LostProcessError(
+        f"another process of this run is gone, or has not answered in time ({first}); "
+        "the same command with --resume goes on from the last checkpoint"
+    )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
 
 from edgeqat.reporting.monitor import Advance
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
-from edgeqat.train.losses import Loss
 from edgeqat.train.state import Epoch
 
 __all__ = ["TrainingProgress"]
@@ -36,19 +32,10 @@ class TrainingProgress:
         for epoch in done:  # a run that was killed may have kept an epoch that no tracker was told of
             self._track(epoch)
 
-    def watched(self, loss: Loss) -> Loss:
-        """The loss, remembered for the running mean that is shown."""
-
-        def watching(outputs: Any, targets: Any) -> Tensor:
-            found = loss(outputs, targets)
-            self._total, self._count = self._total + float(found.detach()), self._count + 1
-            return found
-
-        return watching
-
-    def step(self) -> None:
+    def step(self, loss: float) -> None:
         """A step is done."""
-        self._advance(f"loss {self._total / max(self._count, 1):.4f}{self._metric and f', {self._metric}'}")
+        self._total, self._count = self._total + loss, self._count + 1
+        self._advance(f"loss {self._total / self._count:.4f}{self._metric and f', {self._metric}'}")
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch is done, and kept."""

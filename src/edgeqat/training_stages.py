@@ -283,7 +283,7 @@ def _fit(
                 optimizer=train.optimizer,
                 momentum=train.momentum,
                 weight_decay=train.weight_decay,
-                loss=progress.watched(build_loss(work.recipe.task.loss)),
+                loss=build_loss(work.recipe.task.loss),
                 precision=train.precision,
                 max_grad_norm=max_grad_norm,
                 batch_norm=batch_norm,
@@ -296,7 +296,7 @@ def _fit(
                 on_step=progress.step,
                 on_epoch=progress.epoch,
                 start=start,
-                on_checkpoint=lambda state: store.save_epoch(stage, state),
+                on_checkpoint=lambda state: store.save_state(stage, state),
             )
     except (DataError, TrainingError) as error:
         kept = store.last_good(stage)

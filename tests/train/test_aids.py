@@ -69,7 +69,7 @@ def stored(state: TrainingState, folder: Path) -> TrainingState:
     """What a checkpoint on disk gives back."""
     identity = RunIdentity({}, "r" * 64, "p" * 64, "d" * 64)
     store = CheckpointStore(folder, identity, True, lambda _: None)
-    store.save_epoch("qat", state)
+    store.save_state("qat", state)
     found = store.latest("qat")
     assert found is not None
     return found

@@ -68,7 +68,7 @@ def test_training_ends_with_the_averages_learned_scales_too() -> None:
     names = ["conv1.weight", "fc.bias", "quantizers.conv2/weight.scale", "quantizers.conv1.scale"]
     seen = {name: [sim.get_parameter(name).detach().clone()] for name in names}
 
-    def look() -> None:
+    def look(_: float) -> None:
         for name in names:
             seen[name].append(sim.get_parameter(name).detach().clone())
 
@@ -140,7 +140,7 @@ def test_a_float_model_has_averages_too() -> None:
     model = shake(SmallNet())
     sequence = [model.fc.weight.detach().clone()]
 
-    def look() -> None:
+    def look(_: float) -> None:
         sequence.append(model.fc.weight.detach().clone())
 
     eq.fit(model, BATCHES, epochs=2, lr=0.02, aids=eq.QatAids(ema=EMA), on_step=look)

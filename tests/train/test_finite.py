@@ -42,7 +42,7 @@ def test_a_sample_that_holds_nan_is_named_and_the_step_is_not_taken(make: Callab
     model = make()
     after: list[dict[str, Tensor]] = []
 
-    def keep() -> None:
+    def keep(_: float) -> None:
         after[:] = [{name: p.detach().clone() for name, p in model.named_parameters()}]
 
     message = refusal(model, [(images(), LABELS), (bad, LABELS)], DataError, on_step=keep)

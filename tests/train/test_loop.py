@@ -42,7 +42,7 @@ def test_the_loss_falls_and_history_tells(optimizer: str) -> None:
         optimizer=optimizer,
         validation_batches=BATCHES,
         on_epoch=told.append,
-        on_step=lambda: steps.append(1),
+        on_step=lambda _: steps.append(1),
     )
     assert history.epochs == tuple(told) and len(told) == 12 and len(steps) == 24
     assert told[-1].loss < 0.8 * told[0].loss

@@ -125,7 +125,7 @@ def _check_frozen(sim: eq.SimulatedModel) -> None:
     """After every step a frozen weight has the integer that it was frozen at, and so has the program at the end."""
     held: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def look() -> None:
+    def look(_: float) -> None:
         for name, quantizer in sim.weight_quantizers().items():
             assert quantizer.held is not None
             weight, mask = sim.get_parameter(name), quantizer.held.mask.clone()
@@ -361,7 +361,7 @@ def test_refusals() -> None:
 def test_what_breaks_off_leaves_an_ordinary_simulation() -> None:
     sim = make(KINDS["learned"])
 
-    def stop() -> None:
+    def stop(_: float) -> None:
         assert sim.weight_quantizers()["conv1.weight"].held is not None
         raise KeyboardInterrupt
 

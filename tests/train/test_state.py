@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import fields, replace
 
@@ -29,21 +30,16 @@ def make(quantized: bool) -> nn.Module:
     return eq.calibrate(eq.prepare(model.eval(), IMAGES[:2]), [IMAGES])
 
 
+fit = functools.partial(
+    eq.fit, train_batches=BATCHES, epochs=EPOCHS, lr=0.01, max_grad_norm=1.0, validation_batches=BATCHES
+)
+
+
 def train(
-    model: nn.Module, optimizer: str, start: TrainingState | None = None, max_grad_norm: float | None = 1.0
+    model: nn.Module, optimizer: str, start: TrainingState | None = None
 ) -> tuple[eq.History, list[TrainingState]]:
     states: list[TrainingState] = []
-    history = eq.fit(
-        model,
-        BATCHES,
-        epochs=EPOCHS,
-        lr=0.01,
-        optimizer=optimizer,
-        max_grad_norm=max_grad_norm,
-        validation_batches=BATCHES,
-        start=start,
-        on_checkpoint=states.append,
-    )
+    history = fit(model, optimizer=optimizer, start=start, on_checkpoint=states.append)
     return history, states
 
 
@@ -65,6 +61,40 @@ def test_going_on_after_any_epoch_changes_no_bit(quantized: bool, optimizer: str
         assert len(more) == EPOCHS - len(state.history)
         for name, tensor in whole.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "qat"])
+@pytest.mark.parametrize("stopped_after", [1, 2, 3, 5, 9])
+def test_a_training_that_is_asked_to_stop_goes_on_after_that_very_step(quantized: bool, stopped_after: int) -> None:
+    whole, steps = make(quantized), []
+    history, _ = train(whole, "sgd")
+    states: list[TrainingState] = []
+    model = make(quantized)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model,
+            on_step=steps.append,
+            on_checkpoint=states.append,
+            should_stop=lambda: len(steps) == stopped_after,
+        )
+    assert len(steps) == stopped_after
+    assert states[-1].underway is not None and states[-1].underway.steps == (stopped_after - 1) % 3 + 1
+    model = make(quantized)
+    torch.manual_seed(99)
+    again, _ = train(model, "sgd", states[-1])
+    assert without_seconds(again) == without_seconds(history)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_states_within_epochs_are_kept_after_so_many_seconds() -> None:
+    states: list[TrainingState] = []
+    fit(make(False), on_checkpoint=states.append, checkpoint_seconds=0.0)
+    places = [(len(state.history), 0 if state.underway is None else state.underway.steps) for state in states]
+    assert places == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0)]
+    states.clear()
+    fit(make(False), on_checkpoint=states.append, checkpoint_seconds=1e6)
+    assert [state.underway for state in states] == [None] * 3
 
 
 def test_later_steps_do_not_change_a_state() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 import edgeqat as eq
 from edgeqat.errors import CheckpointError, ModelError
-from edgeqat.train.state import TrainingState
+from edgeqat.train.state import TrainingState, Underway
 from edgeqat.train.store import CheckpointStore, RunIdentity, first_difference
 from helpers import digests, flip_byte, run_python
 
@@ -53,13 +53,13 @@ def same(one: TrainingState, other: TrainingState) -> bool:
 def filled(tmp_path: Path) -> Path:
     """Two epochs of a stage."""
     for state in states([0.1, 0.2]):
-        store(tmp_path).save_epoch("float", state)
+        store(tmp_path).save_state("float", state)
     return tmp_path
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     (state,) = states([0.5])
-    store(tmp_path).save_epoch("float", state)
+    store(tmp_path).save_state("float", state)
     found = store(tmp_path).latest("float")
     assert found is not None
     assert same(found, state)
@@ -83,11 +83,51 @@ def test_the_last_two_and_the_best_are_kept(
 ) -> None:
     own = CheckpointStore(tmp_path, IDENTITY, higher, lambda _: None)
     for state in states(metrics):
-        own.save_epoch("float", state)
+        own.save_state("float", state)
     assert sorted(path.name for path in (tmp_path / "epochs").iterdir()) == [
         f"float-{epoch:04d}.{kind}" for epoch in kept for kind in ("json", "safetensors")
     ]
     assert own.last_good("float") == tmp_path / "epochs" / f"float-{len(metrics):04d}.safetensors"
+
+
+def within(state: TrainingState, steps: int) -> TrainingState:
+    return replace(state, underway=Underway(steps, 0.1 + 0.2, 1.5))
+
+
+def test_a_state_within_an_epoch_is_the_last_until_the_next_one(tmp_path: Path) -> None:
+    own, (first, second) = store(tmp_path), states([0.1, 0.2])
+    begun = replace(within(first, 7), history=())
+
+    def names() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "epochs").glob("*.json"))
+
+    own.save_state("float", begun)
+    assert names() == ["float-0000-000007.json"]
+    found = store(tmp_path).latest("float")
+    assert found is not None and found.underway == begun.underway and same(found, begun)
+    own.save_state("float", first)
+    own.save_state("float", within(first, 12))
+    own.save_state("float", within(first, 130))
+    assert names() == ["float-0001-000130.json", "float-0001.json"]
+    assert own.last_good("float") == tmp_path / "epochs" / "float-0001-000130.safetensors"
+    flip_byte(tmp_path / "epochs" / "float-0001-000130.safetensors", at=99)
+    found = store(tmp_path).latest("float")
+    assert found is not None and found.underway is None and same(found, first)
+    own.save_state("float", second)
+    assert names() == ["float-0001.json", "float-0002.json"]
+
+
+def test_a_state_under_the_name_of_another_step_does_not_count(tmp_path: Path) -> None:
+    told: list[str] = []
+    (state,) = states([0.1])
+    store(tmp_path).save_state("float", within(state, 7))
+    for kind in ("json", "safetensors"):
+        path = tmp_path / "epochs" / f"float-0001-000007.{kind}"
+        text = path.read_bytes().replace(b"float-0001-000007", b"float-0001-000008")
+        path.with_stem("float-0001-000008").write_bytes(text)
+        path.unlink()
+    assert store(tmp_path, told).latest("float") is None
+    assert told[0].endswith("is passed over: it does not describe training after its step")
 
 
 def remove(path: Path) -> None:
@@ -229,7 +269,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def keep(state):
     if len(state.history) == 2:  # from now on the system refuses to write this much
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-    own.save_epoch("float", state)
+    own.save_state("float", state)
 
 try:
     eq.fit(model, [(torch.ones(4, 64), torch.arange(4))], epochs=3, lr=0.1, on_checkpoint=keep)

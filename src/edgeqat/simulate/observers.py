@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import CalibrationWarning, EdgeqatError, PhaseError, PlanError
+from edgeqat.ranks import Ranks
 from edgeqat.simulate.float_histogram import FloatHistogram
 from edgeqat.simulate.range_methods import METHODS, Foreign, Method
-from edgeqat.ranks import Ranks
 
 __all__ = ["OUTLIER_RATIO", "Observer", "make_observer", "observed_range"]
 

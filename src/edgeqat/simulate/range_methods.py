@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from edgeqat.errors import InputError, PlanError
+from edgeqat.ranks import Ranks
 from edgeqat.simulate.float_histogram import FloatHistogram
 from edgeqat.simulate.range_search import Range, l2_range, mse_range, percentile_range
-from edgeqat.ranks import Ranks
 
 __all__ = ["METHODS", "Foreign", "Histogram", "MeanSquaredError", "Method", "MinMax", "MovingAverage", "Percentile"]
 

@@ -11,10 +11,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat.errors import DataError, InputError
+from edgeqat.ranks import Ranks
 from edgeqat.signature import Batch, call
 from edgeqat.simulate.model import SimulatedModel
 
-__all__ = ["ALWAYS_LIVE", "BatchNormSchedule", "first_inputs", "freeze_batch_norm", "reestimate_batch_norm"]
+__all__ = [
+    "ALWAYS_LIVE",
+    "BatchNormSchedule",
+    "average_batch_norm",
+    "first_inputs",
+    "freeze_batch_norm",
+    "reestimate_batch_norm",
+]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,14 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:
     if n == 0:
         raise DataError("found no batches to estimate batch-norm statistics over, wanted at least one")
     return n
+
+
+def average_batch_norm(model: nn.Module, ranks: Ranks) -> None:
+    """Gives the running statistics of every batch norm the mean of what the processes have."""
+    for norm in _norms(model):
+        for statistics in (norm.running_mean, norm.running_var):
+            assert statistics is not None
+            statistics.copy_(ranks.total(statistics) / ranks.size)
 
 
 def first_inputs(batches: Iterable[tuple[Batch, object]], n: int) -> Iterable[Batch]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from edgeqat.errors import DataError, InputError, PlanError
+from edgeqat.ranks import Ranks
 from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.observers import Observer
-from edgeqat.ranks import Ranks
 
 __all__ = ["calibrate"]
 

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
 from collections.abc import Callable, Iterable, Sized
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from edgeqat.errors import DataError, InputError
-from edgeqat.metrics import Metric, MetricLike, evaluate, resolve_metric
-from edgeqat.signature import Batch, call, call_of
+from edgeqat.metrics import MetricLike, resolve_metric
+from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
 from edgeqat.simulate.phases import CONVERTED, QUANTIZED
-from edgeqat.train.aids import NO_AIDS, AidsAtWork, QatAids, at_work
-from edgeqat.train.batch_norm import (
-    ALWAYS_LIVE,
-    BatchNormSchedule,
-    first_inputs,
-    freeze_batch_norm,
-    reestimate_batch_norm,
-)
-from edgeqat.train.finite import Place, check_state, explain_gradient, explain_loss, non_finite_state
+from edgeqat.train.aids import NO_AIDS, QatAids, at_work
+from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
+from edgeqat.train.engine import Engine
+from edgeqat.train.epochs import Checkpoints, Epochs, Validation
 from edgeqat.train.losses import Loss, resolve_loss
-from edgeqat.train.precision import check_precision, computing_in, in_float32
-from edgeqat.train.state import Epoch, History, Settings, TrainingState, capture_state, restore_state
+from edgeqat.train.precision import check_precision
+from edgeqat.train.state import Epoch, History, Settings, TrainingState, restore_state
+from edgeqat.train.steps import Steps
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Epoch", "History", "TrainingState", "fit"]
 
 OPTIMIZERS = ("sgd", "adamw")
-
-
-@runtime_checkable
-class HasEpochs(Protocol):
-    """Data whose order and augmentation depend on the epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Moves to an epoch."""
-        ...
 
 
 def fit(
@@ -61,15 +48,19 @@ def fit(
     validation_batches: Iterable[tuple[Batch, Any]] | None = None,
     metric: MetricLike = "top1",
     exact: str | None = "onnxruntime",
-    on_step: Callable[[], None] | None = None,
+    fabric: Fabric | None = None,
+    accumulate: int = 1,
+    on_step: Callable[[float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     start: TrainingState | None = None,
     on_checkpoint: Callable[[TrainingState], None] | None = None,
+    checkpoint_seconds: float | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> History:
     """Trains a float model or a calibrated simulation, with a cosine schedule from `lr` to 0.
 
     Training that goes on from a `TrainingState` ends with the same bits as if it had never stopped, on one machine
-    and with one number of threads, where the data's order depends on the epoch alone (`set_epoch`).
+    and with one number of threads and processes, where the data's order depends on the epoch alone (`set_epoch`).
 
     Args:
         model: Trained in place; left in eval mode.
@@ -92,58 +83,62 @@ def fit(
         metric: The validation metric: a name, or a callable as `edgeqat.metrics.resolve_metric` takes it.
         exact: The arithmetic that a simulation is validated in, which is what will be shipped; None validates the
             dequantized simulation. Without effect on a float model.
-        on_step: Called after each step.
+        fabric: A launched `lightning_fabric.Fabric`: the devices and processes that train. Each process calls this
+            with its own share of every batch and of the validation batches, as `edgeqat.data.batches.Batches` cuts
+            them; gradients are the mean over all. Its own precision stays "32-true". The model ends on its device.
+        accumulate: Parts that a batch goes through the model in, where memory is short.
+        on_step: Called after each step with its loss.
         on_epoch: Called after each epoch.
-        start: What an earlier call gave to `on_checkpoint`: goes on after that epoch.
-        on_checkpoint: Called after each epoch with a copy of all that the next one depends on.
+        start: What an earlier call gave to `on_checkpoint`: goes on after that step.
+        on_checkpoint: Called after each epoch with a copy of all that the next step depends on; in every process.
+        checkpoint_seconds: Within epochs it is called too, after so many seconds without.
+        should_stop: Asked after each step; where it says so, `on_checkpoint` is called, and KeyboardInterrupt raised.
 
     Returns:
         All epochs, those before `start` included.
 
     Raises:
-        DataError: There are no batches, or a batch holds NaN or infinity (sample named).
+        DataError: There are no batches, or a batch holds NaN or infinity (sample named); or processes have not
+            equally many.
         TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
             The model is of no use then, the last state given to `on_checkpoint` is.
         CheckpointError: `start` was made with other settings or for another model.
         InputError: Unknown optimizer, loss, metric or precision; or aids that do not fit this model, its outputs or
             targets.
         PhaseError: Oscillation is to be watched in a simulation that is not calibrated.
+        LostProcessError: Another process is gone, or has not answered in time.
+        KeyboardInterrupt: `should_stop` said so.
     """
     criterion, steps = resolve_loss(loss), _length(train_batches)
-    optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     chosen = resolve_metric(metric)
     check_precision(precision)
+    if accumulate < 1:
+        raise InputError(f"found accumulate {accumulate}, wanted 1 or more")
     told = aids.describe()
     settings = Settings(
         optimizer, lr, momentum, weight_decay, max_grad_norm, batch_norm, epochs, steps, seed, told, precision
     )
     if isinstance(model, SimulatedModel) and model.phase == CONVERTED:
         model.set_phase(QUANTIZED)
-    history: list[Epoch] = [] if start is None else list(start.history)
-    torch.manual_seed(seed)
+    optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
+    engine = Engine(fabric, model)
+    engine.check_equal(steps)
+    engine.seed(seed)
     if start is not None:
-        restore_state(start, model, optim, settings)
+        restore_state(start, model, optim, settings, engine.ranks)
     with at_work(aids, model, epochs * steps) as work:
         if start is not None:
             work.restore(start.aids)
-        for index in range(len(history), epochs):
-            started = time.perf_counter()
-            mean = _train_epoch(model, optim, criterion, train_batches, settings, index, work, on_step)
-            work.settle()
-            with work.evaluated(keep=index + 1 == epochs):
-                estimated = work.batches_to_reestimate(batch_norm, index)
-                if estimated > 0:
-                    reestimate_batch_norm(model, first_inputs(train_batches, estimated))
-                model.eval()
-                found = None if validation_batches is None else _validate(model, validation_batches, chosen, exact)
-            epoch = Epoch(index + 1, mean, optim.param_groups[0]["lr"], found, time.perf_counter() - started)
-            history.append(epoch)
-            if on_checkpoint is not None:
-                on_checkpoint(capture_state(model, optim, settings, history, work.state()))
+        step = Steps(model, optim, criterion, settings, work, engine, accumulate)
+        validation = None if validation_batches is None else Validation(validation_batches, chosen, exact)
+        checkpoints = Checkpoints(on_checkpoint, checkpoint_seconds, should_stop)
+        running = Epochs(model, optim, settings, work, engine, step, checkpoints, start)
+        while len(running.history) < epochs:
+            epoch = running.run_next(train_batches, validation, on_step)
             if on_epoch is not None:  # an epoch that was told of is kept
                 on_epoch(epoch)
         model.eval()
-        return History(tuple(history), work.counts())
+        return History(tuple(running.history), work.counts())
 
 
 def _length(batches: Iterable[Any]) -> int:
@@ -152,15 +147,6 @@ def _length(batches: Iterable[Any]) -> int:
     if len(batches) == 0:
         raise DataError("found no training batches, wanted at least one")
     return len(batches)
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _set_lr(optim: torch.optim.Optimizer, lr: float) -> None:
-    for group in optim.param_groups:
-        group["lr"] = lr
 
 
 def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -174,76 +160,3 @@ def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_d
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     raise InputError(f"found the optimizer {name!r}, wanted one of {', '.join(OPTIMIZERS)}")
-
-
-def _train_epoch(
-    model: nn.Module,
-    optim: torch.optim.Optimizer,
-    criterion: Loss,
-    batches: Iterable[tuple[Batch, Any]],
-    settings: Settings,
-    index: int,
-    work: AidsAtWork,
-    on_step: Callable[[], None] | None,
-) -> float:
-    """The mean loss of one epoch, counted from 0."""
-    known = non_finite_state(model)
-    total, count = 0.0, 0
-    if isinstance(batches, HasEpochs):
-        batches.set_epoch(index)
-    model.train()
-    if settings.batch_norm.frozen(index):
-        freeze_batch_norm(model)
-    for step, (inputs, targets) in enumerate(batches):
-        _set_lr(optim, settings.lr * _cosine((index + step / settings.steps) / settings.epochs))
-        place = Place(index, step, batches)
-        total += _step(model, optim, criterion, inputs, targets, settings, known, place, work)
-        work.after_step(index * settings.steps + step)
-        count += 1
-        if on_step is not None:
-            on_step()
-    check_state(model, known, index)
-    return total / count
-
-
-def _step(
-    model: nn.Module,
-    optim: torch.optim.Optimizer,
-    criterion: Loss,
-    inputs: Batch,
-    targets: Any,
-    settings: Settings,
-    known: frozenset[str],
-    place: Place,
-    work: AidsAtWork,
-) -> float:
-    """One step; it is not taken where the loss or a gradient is not finite."""
-    args, kwargs = call_of(inputs)
-    rng = torch.get_rng_state()
-    optim.zero_grad(set_to_none=True)
-    step = place.epoch * settings.steps + place.step
-    with computing_in(settings.precision, model):
-        outputs = in_float32(model(*args, **kwargs))
-        loss = work.loss(criterion(outputs, targets), inputs, outputs, targets, step)
-    loss.backward()  # type: ignore[no-untyped-call]
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        with computing_in(settings.precision, model):
-            raise explain_loss(model, inputs, targets, value, rng, known, place)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not math.isfinite(float(norm)):
-        raise explain_gradient(model, float(norm), place)
-    if settings.max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), settings.max_grad_norm, norm)
-    optim.step()
-    return value
-
-
-def _validate(model: nn.Module, batches: Iterable[tuple[Batch, Any]], metric: Metric, exact: str | None) -> float:
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if isinstance(model, SimulatedModel) and exact is not None and model.phase == "quantized":
-        context = model.exact(exact)
-    with context:
-        scores = evaluate(lambda inputs: call(model, inputs), batches, metric)
-    return metric.value(scores.statistics.double().mean(0))

@@ -1,4 +1,4 @@
-"""Where training stands after a whole epoch: all that `fit` needs to go on as if it had never stopped."""
+"""Where training stands between two steps: all that `fit` needs to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from edgeqat.errors import CheckpointError
+from edgeqat.ranks import ALONE, Ranks
 from edgeqat.train.batch_norm import BatchNormSchedule
 from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.oscillation import Oscillating
 
-__all__ = ["Epoch", "History", "Settings", "TrainingState", "capture_state", "restore_state"]
+__all__ = ["Epoch", "History", "Settings", "TrainingState", "Underway", "capture_state", "restore_state"]
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,28 @@ class Settings:
     precision: str = "32-true"
 
 
+@dataclass(frozen=True)
+class Underway:
+    """An epoch that is not done: how many of its steps are, the sum of their losses, and the seconds they took."""
+
+    steps: int
+    loss_sum: float
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """Training after a whole epoch; copies on the CPU, which later steps do not change.
+    """Training between two steps; copies on the CPU, which later steps do not change.
 
     Attributes:
         settings: What `fit` was called with; going on wants the same.
         history: The epochs done; the next one is number `len(history)`, counted from 0.
         model: The state_dict, grids included.
         optimizer: Its tensors (momentum and the like), by name of the parameter.
-        rng: States of the generators that dropout draws from, uint8, by device ("cpu", "cuda:0").
+        rng: States of the generators that dropout draws from, uint8, by device ("cpu", "cuda:0"); those of other
+            processes than the first by "rank1/cpu" and the like.
         aids: What moving averages and the watch over oscillation know, by "aid/what".
+        underway: The part of the next epoch that is done; None between epochs.
     """
 
     settings: Settings
@@ -74,6 +86,7 @@ class TrainingState:
     optimizer: Mapping[str, Mapping[str, Tensor]]
     rng: Mapping[str, Tensor]
     aids: Mapping[str, Tensor] = field(default_factory=dict)
+    underway: Underway | None = None
 
 
 def capture_state(
@@ -82,8 +95,10 @@ def capture_state(
     settings: Settings,
     history: Sequence[Epoch],
     aids: Mapping[str, Tensor],
+    underway: Underway | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingState:
-    """A copy of all that the next epoch depends on.
+    """A copy of all that the next step depends on; all processes call it, and all get the same.
 
     Raises:
         ModelError: The model's state_dict holds something that is no tensor.
@@ -93,16 +108,19 @@ def capture_state(
         names[id(parameter)]: {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
         for parameter, kept in optimizer.state.items()
     }
-    rng = {"cpu": torch.get_rng_state()}
+    own = {"cpu": torch.get_rng_state()}
     for index in _gpus(model):
-        rng[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
-    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng, aids)
+        own["cuda:0" if ranks.size > 1 else f"cuda:{index}"] = torch.cuda.get_rng_state(index)
+    rng = {_of_rank(i, device): state for i, found in enumerate(ranks.of_each(own)) for device, state in found.items()}
+    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng, aids, underway)
 
 
 def restore_state(
-    state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings
+    state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings, ranks: Ranks = ALONE
 ) -> None:
     """Puts `model`, a fresh `optimizer` and the random generators where they were.
+
+    A process that was not there then keeps the generators that it has.
 
     Raises:
         CheckpointError: The state was made with other settings, or its optimizer is not this model's.
@@ -124,10 +142,16 @@ def restore_state(
         optimizer.state[parameters[name]] = {
             key: value.clone() if key == "step" else _like(parameters[name], value) for key, value in kept.items()
         }
-    torch.set_rng_state(state.rng["cpu"])
+    if _of_rank(ranks.rank, "cpu") in state.rng:
+        torch.set_rng_state(state.rng[_of_rank(ranks.rank, "cpu")])
     for index in _gpus(model):
-        if f"cuda:{index}" in state.rng:
-            torch.cuda.set_rng_state(state.rng[f"cuda:{index}"], index)
+        name = _of_rank(ranks.rank, "cuda:0" if ranks.size > 1 else f"cuda:{index}")
+        if name in state.rng:
+            torch.cuda.set_rng_state(state.rng[name], index)
+
+
+def _of_rank(rank: int, device: str) -> str:
+    return device if rank == 0 else f"rank{rank}/{device}"
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:

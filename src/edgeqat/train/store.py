@@ -1,7 +1,8 @@
-"""Checkpoints of a run: after every epoch of every stage, and the final weights of each.
+"""Checkpoints of a run: after every epoch of every stage and within long ones, and the final weights of each.
 
-    checkpoints/float.safetensors, .json                  final weights of a stage, once it is done
-    checkpoints/epochs/float-0007.safetensors, .json      training after epoch 7: weights, optimizer, generators
+    checkpoints/float.safetensors, .json                      final weights of a stage, once it is done
+    checkpoints/epochs/float-0007.safetensors, .json          training after epoch 7: weights, optimizer, generators
+    checkpoints/epochs/float-0007-000120.safetensors, .json   after 120 steps more
 
 The JSON file is written last and holds the sha256 of the other: a pair is whole, or it does not count. A damaged
 pair is passed over, with a line that says so. A whole one that belongs to other settings is an error.
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from edgeqat.errors import CheckpointError
 from edgeqat.files import write_atomically
+from edgeqat.ranks import Ranks
 from edgeqat.train.checkpoint import put_weights, weights_of
-from edgeqat.train.state import Epoch, Settings, TrainingState
+from edgeqat.train.state import Epoch, Settings, TrainingState, Underway
 from edgeqat.version import __version__
 
 __all__ = ["CheckpointStore", "RunIdentity", "first_difference"]
@@ -57,6 +59,7 @@ class _Environment(_Part):
     torch: str
     cpu: str
     threads: int
+    processes: int = 1
 
 
 class _Weights(_Part):
@@ -76,6 +79,7 @@ class _Training(_Part):
     schedule: str
     next: _Position
     history: list[Epoch]
+    underway: Underway | None = None
 
 
 class _Record(_Part):
@@ -117,8 +121,8 @@ class CheckpointStore:
         self._tell = tell
         self._compared = False
 
-    def save_epoch(self, stage: str, state: TrainingState) -> None:
-        """Writes the state after an epoch, then removes those that are neither among the last nor the best.
+    def save_state(self, stage: str, state: TrainingState) -> None:
+        """Writes a state, then removes those that are neither among the last epochs nor the best one.
 
         Raises:
             OutputError: It cannot be written; older checkpoints are untouched.
@@ -128,46 +132,47 @@ class CheckpointStore:
             tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in kept.items()}
         tensors |= {f"rng/{device}": tensor for device, tensor in state.rng.items()}
         tensors |= {f"aids/{name}": tensor for name, tensor in state.aids.items()}
-        done = len(state.history)
+        place = _Position(epoch=len(state.history), step=0 if state.underway is None else state.underway.steps)
         training = _Training(
             settings=state.settings,
             schedule="cosine",
-            next=_Position(epoch=done, step=0),
+            next=place,
             history=list(state.history),
+            underway=state.underway,
         )
-        self._write(self._path(stage, done), stage, done, tensors, training)
-        self._prune(stage, state.history)
+        self._write(self._path(stage, place), stage, place.epoch, tensors, training)
+        self._prune(stage, place, state.history)
 
     def latest(self, stage: str) -> TrainingState | None:
-        """The state after the last epoch of a stage whose checkpoint is whole; None to begin at the beginning.
+        """The last state of a stage whose checkpoint is whole; None to begin at the beginning.
 
         Raises:
             CheckpointError: It is of another schema, recipe, plan or data.
         """
-        for epoch in sorted(self._found(stage), reverse=True):
-            path = self._path(stage, epoch)
+        for place in self._found(stage):
+            path = self._path(stage, place)
             try:
-                return self._read_state(path, stage, epoch)
+                return self._read_state(path, stage, place)
             except _DamagedError as damage:
                 self._tell(f"{path} is passed over: {damage}")
         return None
 
     def history(self, stage: str) -> tuple[Epoch, ...]:
         """The epochs of a stage, as its newest readable checkpoint tells them; none where there is none."""
-        for epoch in sorted(self._found(stage), reverse=True):
+        for place in self._found(stage):
             try:
-                training = _parse(self._path(stage, epoch)).training
+                training = _parse(self._path(stage, place)).training
             except _DamagedError as damage:
-                self._tell(f"{self._path(stage, epoch)} is passed over: {damage}")
+                self._tell(f"{self._path(stage, place)} is passed over: {damage}")
                 continue
             if training is not None:
                 return tuple(training.history)
         return ()
 
     def last_good(self, stage: str) -> Path | None:
-        """The file of the last epoch of a stage that was written."""
-        epochs = self._found(stage)
-        return self._path(stage, max(epochs)).with_suffix(".safetensors") if epochs else None
+        """The file of the last state of a stage that was written."""
+        places = self._found(stage)
+        return self._path(stage, places[0]).with_suffix(".safetensors") if places else None
 
     def save_final(self, stage: str, model: nn.Module, epochs: int) -> None:
         """Writes the weights that a stage ends with, after so many epochs.
@@ -195,24 +200,27 @@ class CheckpointStore:
         put_weights(model, tensors, str(path.with_name(record.weights.file)))
         return True
 
-    def _path(self, stage: str, epoch: int) -> Path:
-        return self._epochs / f"{stage}-{epoch:04d}.json"
+    def _path(self, stage: str, place: _Position) -> Path:
+        within = f"-{place.step:06d}" if place.step else ""
+        return self._epochs / f"{stage}-{place.epoch:04d}{within}.json"
 
-    def _found(self, stage: str) -> list[int]:
-        """Epochs of a stage that have a JSON file."""
+    def _found(self, stage: str) -> list[_Position]:
+        """Where the states of a stage that have a JSON file stand, the last one first."""
         if not self._epochs.is_dir():
             return []
-        named = [re.fullmatch(rf"{re.escape(stage)}-(\d{{4,}})\.json", path.name) for path in self._epochs.iterdir()]
-        return [int(match[1]) for match in named if match is not None]
+        pattern = rf"{re.escape(stage)}-(\d{{4,}})(?:-(\d{{6,}}))?\.json"
+        named = [re.fullmatch(pattern, path.name) for path in self._epochs.iterdir()]
+        places = [(int(match[1]), int(match[2] or 0)) for match in named if match is not None]
+        return [_Position(epoch=epoch, step=step) for epoch, step in sorted(places, reverse=True)]
 
-    def _prune(self, stage: str, history: tuple[Epoch, ...]) -> None:
+    def _prune(self, stage: str, newest: _Position, history: tuple[Epoch, ...]) -> None:
         scores = {e.index: self._sign * e.metric for e in history if e.metric is not None and e.metric == e.metric}
         keep = {epoch.index for epoch in history[-KEPT:]} | (
             {max(scores, key=lambda e: scores[e])} if scores else set()
         )
-        for epoch in self._found(stage):
-            if epoch not in keep:
-                path = self._path(stage, epoch)
+        for place in self._found(stage):
+            if place != newest and (place.step or place.epoch not in keep):
+                path = self._path(stage, place)
                 path.unlink(missing_ok=True)  # first, so that no JSON file ever stands alone
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -253,11 +261,13 @@ class CheckpointStore:
         except safetensors.SafetensorError as error:
             raise _DamagedError(f"{weights.name} is no safetensors file: {error}") from error
 
-    def _read_state(self, path: Path, stage: str, epoch: int) -> TrainingState:
+    def _read_state(self, path: Path, stage: str, place: _Position) -> TrainingState:
         record, tensors = self._read(path, stage)
         training = record.training
-        if training is None or not epoch == record.epoch == training.next.epoch == len(training.history):
+        if training is None or not place.epoch == record.epoch == len(training.history):
             raise _DamagedError("it does not describe training after its epoch")
+        if training.next != place or place.step != (training.underway.steps if training.underway else 0):
+            raise _DamagedError("it does not describe training after its step")
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}, "aids": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition("/")
@@ -271,7 +281,8 @@ class CheckpointStore:
         if "cpu" not in groups["rng"]:
             raise _DamagedError("it holds no state of the random generator")
         model, rng, aids = groups["model"], groups["rng"], groups["aids"]
-        return TrainingState(training.settings, tuple(training.history), model, optimizer, rng, aids)
+        history = tuple(training.history)
+        return TrainingState(training.settings, history, model, optimizer, rng, aids, training.underway)
 
     def _compare(self, record: _Record, path: Path) -> None:
         """Refuses a checkpoint of another run; says once what else differs."""
@@ -316,6 +327,7 @@ def _environment() -> _Environment:
         torch=str(torch.__version__),
         cpu=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
+        processes=Ranks().size,
     )
 
 
