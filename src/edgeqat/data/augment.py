@@ -1,12 +1,14 @@
 """Augmentation of whole batches of uint8 images, before normalisation.
 
-Every function takes images (uint8 [B, C, H, W]) and the generator that all its randomness comes from, and
-gives new images of the same shape and type. Each image has its own draw.
+Every augmentation first draws figures for each image of a batch, then applies them. Drawing costs little and depends
+on nothing but the generator, so that a process can draw for a whole batch and apply to its own part, and can come to
+the middle of an epoch without preparing what was before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -17,18 +19,37 @@ from edgeqat.errors import DataError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augment", "crop", "find_augmentations", "flip"]
 
-Augmentation = Callable[[Tensor, Generator], Tensor]
-
 PAD_SHARE = 8
 """A crop moves an image by up to one part in this many of its side: 4 pixels at 32, as is usual for CIFAR."""
 
 
-def crop(images: Tensor, generator: Generator) -> Tensor:
-    """Shifts each image by its own random offset, with zeros (black) moving in."""
-    batch, channels, height, width = images.shape
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn, and what is done with it.
+
+    Attributes:
+        draw: (number of images, their height and width, generator) -> a row of figures for each image.
+        apply: (uint8 [B, C, H, W], those rows) -> new images of the same shape.
+    """
+
+    draw: Callable[[int, tuple[int, int], Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Draws for all `images` and applies it."""
+        height, width = images.shape[2:]
+        return self.apply(images, self.draw(len(images), (height, width), generator))
+
+
+def _draw_offsets(n: int, size: tuple[int, int], generator: Generator) -> Tensor:
+    offsets = [torch.randint(0, 2 * (side // PAD_SHARE) + 1, (n,), generator=generator) for side in size]
+    return torch.stack(offsets, dim=1)
+
+
+def _shift(images: Tensor, offsets: Tensor) -> Tensor:
+    channels, height, width = images.shape[1:]
     pad_y, pad_x = height // PAD_SHARE, width // PAD_SHARE
-    dy = torch.randint(0, 2 * pad_y + 1, (batch, 1, 1), generator=generator)
-    dx = torch.randint(0, 2 * pad_x + 1, (batch, 1, 1), generator=generator)
+    dy, dx = offsets[:, 0, None, None], offsets[:, 1, None, None]
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     rows = dy + torch.arange(height)[:, None]
     columns = dx + torch.arange(width)
@@ -37,20 +58,28 @@ def crop(images: Tensor, generator: Generator) -> Tensor:
     return padded.flatten(2).gather(2, positions).reshape(images.shape)
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirrors each image left to right with probability one half."""
-    chosen = torch.randint(0, 2, (len(images),), generator=generator).bool()
+def _draw_sides(n: int, _size: tuple[int, int], generator: Generator) -> Tensor:
+    return torch.randint(0, 2, (n,), generator=generator).bool()
+
+
+def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     flipped = images.clone()
     flipped[chosen] = images[chosen].flip(3)
     return flipped
 
+
+crop = Augmentation(_draw_offsets, _shift)
+"""Shifts each image by its own random offset, with zeros (black) moving in."""
+
+flip = Augmentation(_draw_sides, _mirror)
+"""Mirrors each image left to right with probability one half."""
 
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType({"crop": crop, "flip": flip})
 """What `data.augment` may name."""
 
 
 def find_augmentations(names: Sequence[str]) -> tuple[Augmentation, ...]:
-    """The functions of `names`, in order.
+    """The augmentations of `names`, in order.
 
     Raises:
         DataError: a name is not in `AUGMENTATIONS`.

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.data.augment import find_augmentations
 from edgeqat.data.dataset import Split
+from edgeqat.data.share import ALL, Request, Share
 from edgeqat.errors import DataError
 from edgeqat.signature import Batch
 
@@ -43,16 +44,17 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 class Batches:
-    """(inputs, targets) over a split; can be iterated any number of times.
+    """(inputs, targets) over a split, or one process's share of them; can be iterated any number of times.
 
     Inputs have the split's structure: images become float32 [B, C, H, W], or stay uint8; float32 tensors stay. Targets
     are the split's, None where it has none. Order and augmentation of an epoch depend only on
-    (seed, epoch): a run resumed at epoch k, after `set_epoch(k)`, sees what the uninterrupted run saw.
-    Iterating does not advance the epoch; until `set_epoch` it is 0.
+    (seed, epoch), never on the share: a run resumed at epoch k, after `set_epoch(k)`, sees what the uninterrupted run
+    saw, and all processes together see what one alone would. Iterating does not advance the epoch; until `set_epoch`
+    it is 0.
 
     Args:
         split: The samples.
-        batch_size: B; the last batch holds what is left, if anything.
+        batch_size: B, over all processes; the last batch holds what is left, if anything.
         mean: Per channel, of images in 0..1; None where no input is an image.
         std: As `mean`.
         augment: Names in `edgeqat.data.augment.AUGMENTATIONS`, applied in order. They move pixels, so the input must
@@ -61,6 +63,7 @@ class Batches:
         seed: At least 0.
         drop_last: Leaves out a last batch smaller than batch_size.
         pixels: Whether images stay the uint8 pixels that they are, for a model that normalises them itself.
+        share: What this process gets.
 
     Raises:
         DataError: an argument out of its range, an unknown augmentation or one that does not fit the split, or
@@ -79,6 +82,7 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
         pixels: bool = False,
+        share: Share = ALL,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, wanted at least 1")
@@ -97,8 +101,10 @@ class Batches:
         self._seed = seed
         self._drop_last = drop_last
         self._pixels = pixels
+        self._share = share
         self._epoch = 0
-        self._take(torch.zeros(1, dtype=torch.int64), Generator())  # a mean or std that does not fit is refused now
+        first = Request(torch.zeros(1, dtype=torch.int64), slice(0, 1))
+        self._take(first, ())  # a mean or std that does not fit is refused now
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration gives; `epoch` is at least 0."""
@@ -107,24 +113,75 @@ class Batches:
         self._epoch = epoch
 
     def __len__(self) -> int:
+        """How many batches this process takes part in."""
+        return len(self._share.of_batches(self._global_batches()))
+
+    def __iter__(self) -> Iterator[tuple[Batch, Any]]:
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[Batch, Any]]:
+        """The epoch from batch `first` on, 0 .. len: just what a whole iteration gives from there."""
+        if not 0 <= first <= len(self):
+            raise DataError(f"found batch {first} to begin with, wanted 0 to {len(self)}")
+        return (self._take(request, drawn) for request, drawn in self._requests(first))
+
+    def samples_of(self, batch: int) -> Tensor:
+        """Indices in the split of this process's samples of a batch, in the epoch that is chosen: int64 [B]."""
+        number = self._share.of_batches(self._global_batches())[batch]
+        chosen = self._chosen(self._order(self._epoch_generator()), number)
+        return chosen[self._share.of_batch(len(chosen))]
+
+    def weight_of(self, batch: int) -> float:
+        """What the mean over this process's samples of a batch counts for in a mean over processes.
+
+        The mean over processes of weighted means is then the mean over the batch. It is 1 where all have as many
+        samples, and 0 where the batch's first sample only stands in.
+        """
+        number = self._share.of_batches(self._global_batches())[batch]
+        return self._share.weight(min(self._batch_size, len(self._split) - number * self._batch_size))
+
+    def _global_batches(self) -> int:
         full, rest = divmod(len(self._split), self._batch_size)
         return full if rest == 0 or self._drop_last else full + 1
 
-    def __iter__(self) -> Iterator[tuple[Batch, Any]]:
-        n = len(self._split)
-        generator = _epoch_generator(self._seed, self._epoch)
-        order = torch.randperm(n, generator=generator) if self._shuffle else torch.arange(n)
-        for batch in range(len(self)):
-            chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield self._take(chosen, generator)
+    def _requests(self, first: int) -> Iterator[tuple[Request, tuple[Tensor, ...]]]:
+        """What this process asks for from its batch `first` on, each with what its augmentations have drawn."""
+        generator = self._epoch_generator()
+        order = self._order(generator)
+        own_batches = self._share.of_batches(self._global_batches())[first:]
+        for number in range(self._global_batches()):
+            chosen = self._chosen(order, number)
+            # Batches that are not asked for draw too: what a batch gets must not depend on who asked for the others.
+            drawn = tuple(a.draw(len(chosen), self._image_size(), generator) for a in self._augmentations)
+            if number in own_batches:
+                own = self._share.of_batch(len(chosen))
+                yield Request(chosen, own), tuple(rows[own] for rows in drawn)
 
-    def _take(self, chosen: Tensor, generator: Generator) -> tuple[Batch, Any]:
+    def _order(self, generator: Generator) -> Tensor:
+        n = len(self._split)
+        return torch.randperm(n, generator=generator) if self._shuffle else torch.arange(n)
+
+    def _chosen(self, order: Tensor, number: int) -> Tensor:
+        return order[number * self._batch_size : (number + 1) * self._batch_size]
+
+    def _image_size(self) -> tuple[int, int]:
+        height, width = self._split.image_inputs[0].shape[2:]
+        return height, width
+
+    def _epoch_generator(self) -> Generator:
+        # SeedSequence mixes the two: seed + epoch would give seed 0's second epoch to seed 1's first.
+        state = np.random.SeedSequence(self._seed, spawn_key=(self._epoch,)).generate_state(1, np.uint64)
+        return Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def _take(self, request: Request, drawn: tuple[Tensor, ...]) -> tuple[Batch, Any]:
+        chosen = request.chosen[request.own]
+
         def prepare(inputs: Tensor) -> Tensor:
             taken = inputs[chosen]
             if taken.dtype != torch.uint8:
                 return taken
-            for augmentation in self._augmentations:
-                taken = augmentation(taken, generator)
+            for augmentation, rows in zip(self._augmentations, drawn, strict=False):
+                taken = augmentation.apply(taken, rows)
             if self._pixels:
                 return taken
             if self._mean is None or self._std is None:
@@ -134,13 +191,6 @@ class Batches:
         targets = pytree.tree_map_only(Tensor, lambda t: t[chosen], self._split.targets)
         inputs: Batch = pytree.tree_map(prepare, self._split.inputs)
         return inputs, targets
-
-    def samples_of(self, batch: int) -> Tensor:
-        """Indices in the split of a batch's samples, in the epoch that is chosen: int64 [B]."""
-        n = len(self._split)
-        order = torch.randperm(n, generator=_epoch_generator(self._seed, self._epoch))
-        chosen = order if self._shuffle else torch.arange(n)
-        return chosen[batch * self._batch_size : (batch + 1) * self._batch_size]
 
     def inputs(self) -> Inputs:
         """The same batches without their targets, for calibration."""
@@ -171,9 +221,3 @@ def _check_augmentable(split: Split) -> None:
             "data.augment moves pixels, and targets that are no classes might have to move with them; "
             "set it to null and augment in the data's own code"
         )
-
-
-def _epoch_generator(seed: int, epoch: int) -> Generator:
-    # SeedSequence mixes the two: seed + epoch would give seed 0's second epoch to seed 1's first.
-    state = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(1, np.uint64)
-    return Generator().manual_seed(int(state[0] >> np.uint64(1)))
