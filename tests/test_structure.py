@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
     # A module may import from its own line and from those above it.
-    ["version", "errors", "replay"],
+    ["version", "errors", "replay", "launch", "interrupts"],
     [
         "files",
         "callables",
@@ -56,13 +56,16 @@ ORDER = [
     ["diagnose"],
     ["reporting"],
     ["trackers", "tracking"],
+    ["processes"],
     ["run_context"],
     ["ptq_stage"],
     ["training_progress"],
+    ["stage_fit"],
     ["training_stages", "artifact_stages"],
     ["pipeline"],
     ["analysis", "auto"],
     ["cli", "__init__", "recipes"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
@@ -71,7 +74,7 @@ LONGER_FILES: dict[str, int] = {}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
     # fit's docstring explains two dozen arguments, and what it raises; its body has 36 lines.
-    "train/loop.py:fit": 110,
+    "train/loop.py:fit": 113,
 }
 
 RUNTIMES = {

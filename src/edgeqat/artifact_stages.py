@@ -15,7 +15,7 @@ from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.profile import profile_ops
 from edgeqat.measuring.variant import Variant
 from edgeqat.reporting.build import samples_path
-from edgeqat.reporting.monitor import followed
+from edgeqat.reporting.monitor import Followed
 from edgeqat.reporting.schema import FLOAT_TWIN
 from edgeqat.run_context import Run
 from edgeqat.signature import call
@@ -49,7 +49,7 @@ def verify_all(work: Run, variants: Iterable[Variant]) -> None:
     for variant in variants:
         for runtime, artifact in variant.artifacts.items():
             started = time.perf_counter()
-            inputs = followed(work.monitor, f"{variant.name}, {runtime}", work.batches(work.data.test).inputs())
+            inputs = Followed(work.monitor, f"{variant.name}, {runtime}", work.batches(work.data.test).inputs())
             # Bits are owed by quantized artifacts alone; of a float one the predictions are compared.
             exact = variant.name in FLOAT_TWIN
             if exact:

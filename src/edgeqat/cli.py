@@ -1,7 +1,8 @@
 """The command line. Heavy imports happen inside the commands, so that --help is quick.
 
 Exit codes: 0 fine; 1 internal error; 2 bad input; 3 the gate or a verification failed; 4 a runtime is not
-installed; 130 interrupted (by Ctrl-C or SIGTERM; what a run has done is kept for --resume).
+installed; 5 a process of a training was lost; 130 interrupted (by Ctrl-C or SIGTERM; what a run has done is kept for
+--resume).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from edgeqat.errors import CalibrationWarning, EdgeqatError
+from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError
+from edgeqat.launch import is_first, is_launched, launch
 
 if TYPE_CHECKING:
     from edgeqat.reporting.monitor import Monitor
+    from edgeqat.reporting.schema import Report
 
 __all__ = ["main"]
 
@@ -64,26 +67,40 @@ def run(
     from edgeqat.recipe import load_recipe
 
     folder = Path("runs") / Path(recipe).stem if out is None else out
-    loaded, monitor = load_recipe(recipe, settings), _monitor(quiet, verbose)
+    loaded, monitor = load_recipe(recipe, settings), _monitor(quiet or not is_first(), verbose)
+    several = is_launched() or loaded.compute.devices > 1
+    if several and auto:
+        raise RecipeError(
+            "found --auto and several processes, wanted one; train the recipe that it writes with compute.devices"
+        )
+    if several and not is_launched() and loaded.compute.nodes == 1:
+        monitor.stage(f"start {loaded.compute.devices} processes")
+        raise typer.Exit(launch(sys.argv[1:], loaded.compute.devices))
     monitor.stage(f"run {recipe} into {folder}")
     # torch takes seconds to import; what stands above does without.
     from edgeqat.auto import run_auto
     from edgeqat.pipeline import run as run_recipe
-    from edgeqat.reporting.summary import print_summary
-    from edgeqat.reporting.terminal import table_console
 
     try:
         report = (run_auto if auto else run_recipe)(loaded, folder, overwrite, monitor, resume)
     except KeyboardInterrupt:
         with_resume = "with --resume in place of --overwrite" if overwrite else "with --resume"
         _interrupted(f"the run in {folder} is incomplete; the same command {with_resume} continues it")
+    if is_first():
+        _tell(report, folder)
+    if not report.gate.passed:
+        raise typer.Exit(3)
+
+
+def _tell(report: Report, folder: Path) -> None:
+    from edgeqat.reporting.summary import print_summary
+    from edgeqat.reporting.terminal import table_console
+
     print_summary(report, table_console())
     if report.auto is not None:
         print(f"auto: {report.auto.conclusion}")
         print(f"recipe: {folder / report.auto.recipe}")
     print(f"report: {folder / 'report.html'}")
-    if not report.gate.passed:
-        raise typer.Exit(3)
 
 
 @app.command()
@@ -296,6 +313,8 @@ def main() -> None:
             _interrupted(NOTHING_WRITTEN)
         sys.exit(code)
     except EdgeqatError as error:
+        if error.told or (isinstance(error, LostProcessError) and not is_first()):
+            sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted(NOTHING_WRITTEN)
@@ -343,5 +362,6 @@ def _stop(_: int, __: FrameType | None) -> None:
 
 
 def _interrupted(advice: str) -> NoReturn:
-    print(f"interrupted: {advice}", file=sys.stderr)
+    if is_first():
+        print(f"interrupted: {advice}", file=sys.stderr)
     sys.exit(130)

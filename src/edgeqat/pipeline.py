@@ -7,12 +7,15 @@ load -> train float -> export float
      -> measure all of them, interleaved -> gate -> report
 
 Training is checkpointed, see training_stages.py; a resumed run redoes what comes after it, see artifact_stages.py.
+Where several processes train, see processes.py, each of them comes here; files are made by the first one alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,14 @@ from edgeqat.files import to_json, write_atomically
 from edgeqat.graph.pixels import Pixels
 from edgeqat.lowering.to_aoti import check_compiler
 from edgeqat.machine import installed_runtimes
+from edgeqat.measuring.variant import Variant
 from edgeqat.metrics import evaluate
 from edgeqat.named_models import named_model
 from edgeqat.planning import Plan, plan
+from edgeqat.processes import team_of
 from edgeqat.ptq_stage import read_aids
 from edgeqat.qconfig_mapping import QConfigMapping
+from edgeqat.ranks import ALONE, Ranks
 from edgeqat.recipe import Recipe, load_recipe
 from edgeqat.reporting.build import Insight, build_report
 from edgeqat.reporting.monitor import Monitor, Silent
@@ -51,7 +57,7 @@ from edgeqat.target_table import runtime_of
 from edgeqat.tracking import check_trackers, tracked
 from edgeqat.train.distillation import check_distillable
 from edgeqat.train.losses import check_loss
-from edgeqat.train.store import first_difference
+from edgeqat.train.store import CheckpointStore, first_difference
 from edgeqat.training_stages import adopt_twin, curves, open_store, stages_of, train_and_convert
 
 __all__ = [
@@ -67,6 +73,9 @@ __all__ = [
     "write_report",
 ]
 
+PATIENCE = timedelta(days=2)
+"""How long the processes that only train wait for the one that makes, proves and measures the files."""
+
 
 def run(
     recipe: Recipe | str | Path,
@@ -77,7 +86,8 @@ def run(
 ) -> Report:
     """Runs a recipe from data to report; see the head of this file.
 
-    Everything that can be wrong with the input is found before `out_dir` is touched.
+    Everything that can be wrong with the input is found before `out_dir` is touched. Of several processes, as torchrun
+    starts them, each calls this, and gets the same report.
 
     Args:
         recipe: A recipe, the name of a bundled one, or a YAML file.
@@ -92,15 +102,23 @@ def run(
             had another recipe.
         MissingRuntimeError: A runtime that it exports to is not installed.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
-    monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
-    finished = finished_before(recipe, folder, overwrite, resume, monitor)
-    if finished is not None:
-        return finished
-    opened = open_run(recipe, folder, monitor)
-    with claimed(folder, overwrite, resume):
-        write_atomically(folder / "recipe.yaml", recipe.to_yaml())
-        with tracked(recipe.log, folder) as opened.work.tracking:
+    recipe, folder = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe)), Path(out_dir)
+    with team_of(recipe.compute) as team:
+        ranks, told = team.ranks, Silent() if monitor is None or not team.ranks.first else monitor
+        with ranks.together():
+            finished = finished_before(recipe, folder, overwrite, resume, told) if ranks.first else None
+        finished = ranks.of_first(finished)
+        if finished is not None:
+            return finished
+        with ranks.together():
+            opened = open_run(recipe, folder, told)
+        opened.work.team = team
+        with contextlib.ExitStack() as claim:
+            with ranks.together():
+                if ranks.first:
+                    claim.enter_context(claimed(folder, overwrite, resume))
+                    write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+                    opened.work.tracking = claim.enter_context(tracked(recipe.log, folder))
             return carry_out(opened)
 
 
@@ -149,11 +167,21 @@ def carry_out(opened: OpenedRun, twin: Path | None = None) -> Report:
         opened: The run.
         twin: Weights of the fine-tuned float twin, where another run of the same training has them already.
     """
-    work, recipe, folder = opened.work, opened.work.recipe, opened.work.folder
+    work, ranks = opened.work, Ranks(patience=PATIENCE) if opened.work.team.ranks.size > 1 else ALONE
     store = open_store(work, opened.planned)
     if twin is not None:
         adopt_twin(work, store, opened.model, twin)
     variants = train_and_convert(work, opened.model, store)
+    with ranks.together():
+        report = _prove(opened, variants, store) if ranks.first else None
+    report = ranks.of_first(report)
+    assert report is not None
+    return report
+
+
+def _prove(opened: OpenedRun, variants: list[Variant], store: CheckpointStore) -> Report:
+    """Makes the files of all variants, compares and measures them, and writes what was found."""
+    work, recipe, folder = opened.work, opened.work.recipe, opened.work.folder
     if recipe.task.metric == AGREEMENT:
         work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
     lower_all(work, variants)

@@ -24,7 +24,7 @@ from edgeqat.ptq.adaround import AdaRoundConfig, RoundedLayer, adaround
 from edgeqat.ptq.correct_bias import correct_biases
 from edgeqat.ptq.equalize import equalize
 from edgeqat.ptq.walk import evaluating
-from edgeqat.reporting.monitor import Advance, Monitor, followed
+from edgeqat.reporting.monitor import Advance, Followed, Monitor
 from edgeqat.reporting.schema import AidRow, AidScore
 from edgeqat.run_context import AGREEMENT, Run
 from edgeqat.simulate.model import SimulatedModel
@@ -39,19 +39,28 @@ ROWS = TypeAdapter(list[AidRow])
 
 
 def quantize_after_training(work: Run, sim: SimulatedModel) -> None:
-    """Calibrates a prepared simulation and applies the aids of the recipe, in place."""
+    """Calibrates a prepared simulation and applies the aids of the recipe, in place.
+
+    Several processes share the calibration samples. With aids each does all by itself, and the first one's is taken.
+    """
+    aids = work.recipe.quantize.ptq
+    if aids.chosen:
+        _apply_aids(work, sim)
+        work.team.ranks.copy_first(list(sim.state_dict().values()))
+    else:
+        calibrate(sim, Followed(work.monitor, "calibration", work.dealt(work.data.calibration).inputs()))
+
+
+def _apply_aids(work: Run, sim: SimulatedModel) -> None:
     aids, calibration = work.recipe.quantize.ptq, work.batches(work.data.calibration).inputs()
-    if not aids.chosen:
-        calibrate(sim, followed(work.monitor, "calibration", calibration))
-        return
     judge, rows = _Judge(work, sim), []
     if aids.equalize:
-        judge.look(calibrate(copy.deepcopy(sim), followed(work.monitor, "calibration", calibration)))
+        judge.look(calibrate(copy.deepcopy(sim), Followed(work.monitor, "calibration", calibration)))
         pairs = equalize(sim).pairs
-        calibrate(sim, followed(work.monitor, "calibration", calibration))
+        calibrate(sim, Followed(work.monitor, "calibration", calibration))
         rows.append(judge.row("equalize", sim, f"{len(pairs)} pairs of layers"))
     else:
-        judge.look(calibrate(sim, followed(work.monitor, "calibration", calibration)))
+        judge.look(calibrate(sim, Followed(work.monitor, "calibration", calibration)))
     twin = copy.deepcopy(sim)
     if aids.adaround is not None:
         config = AdaRoundConfig(**aids.adaround.model_dump(), seed=_seed(work))
@@ -64,7 +73,9 @@ def quantize_after_training(work: Run, sim: SimulatedModel) -> None:
         for layer in corrected:
             work.monitor.detail(f"{layer.name}: bias moved by {layer.rms_shift:.3g} (rms)")
         rows.append(judge.row("correct_bias", sim, f"{len(corrected)} layers"))
-    write_atomically(_path(work.folder), to_json(ROWS.dump_python(rows, mode="json")))
+    with work.team.ranks.together():
+        if work.team.ranks.first:
+            write_atomically(_path(work.folder), to_json(ROWS.dump_python(rows, mode="json")))
 
 
 def read_aids(folder: Path) -> list[AidRow]:

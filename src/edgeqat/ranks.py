@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,14 +25,18 @@ class Ranks:
 
     Args:
         alone: Whether this process works by itself, whatever group there is.
+        patience: How long they wait for one another; None for as long as the group was made with. All processes must
+            make such ranks together.
 
     Attributes:
         size: Number of processes.
         rank: Of this one, 0 to size - 1.
     """
 
-    def __init__(self, alone: bool = False) -> None:
+    def __init__(self, alone: bool = False, patience: timedelta | None = None) -> None:
         together = not alone and dist.is_available() and dist.is_initialized()
+        # NCCL waits by turning a processor.
+        self._group = dist.new_group(timeout=patience, backend="gloo") if together and patience is not None else None
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
 
     @property
@@ -56,7 +61,7 @@ class Ranks:
             return value
         told = [value]
         with _telling_of_loss():
-            dist.broadcast_object_list(told, src=0, device=self._device())
+            dist.broadcast_object_list(told, src=0, group=self._group, device=self._device())
         return told[0]
 
     def of_each(self, value: T) -> list[T]:
@@ -65,7 +70,7 @@ class Ranks:
             return [value]
         found: list[Any] = [None] * self.size
         with _telling_of_loss():
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(found, value, group=self._group)
         return found
 
     def copy_first(self, tensors: list[Tensor]) -> None:
@@ -75,7 +80,7 @@ class Ranks:
         for tensor in tensors:
             shared = tensor.detach().to(self._device()).contiguous()
             with _telling_of_loss():
-                dist.broadcast(shared, src=0)
+                dist.broadcast(shared, src=0, group=self._group)
             with torch.no_grad():
                 tensor.copy_(shared)
 
@@ -110,12 +115,12 @@ class Ranks:
     def _reduce(self, x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         shared = x.detach().clone().to(self._device())
         with _telling_of_loss():
-            dist.all_reduce(shared, op)
+            dist.all_reduce(shared, op, group=self._group)
         return shared.to(x.device)
 
     def _device(self) -> torch.device:
         # NCCL moves GPU memory alone.
-        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        return torch.device("cuda" if dist.get_backend(self._group) == "nccl" else "cpu")
 
 
 ALONE = Ranks(alone=True)

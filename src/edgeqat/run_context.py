@@ -11,10 +11,12 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
 from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.share import ALL, Share
 from edgeqat.errors import RecipeError
 from edgeqat.factory import build_metric
 from edgeqat.graph.pixels import Pixels
 from edgeqat.metrics import Metric
+from edgeqat.processes import Team
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.monitor import Monitor
 from edgeqat.signature import Batch
@@ -37,6 +39,7 @@ class Run:
     data: Dataset
     monitor: Monitor
     tracking: Tracking = field(default_factory=Tracking)
+    team: Team = field(default_factory=Team)
 
     @cached_property
     def metric(self) -> Metric:
@@ -56,13 +59,14 @@ class Run:
             raise RecipeError(f"data.input: pixels wants images, and {self.data.source} holds none; use normalised")
         return Pixels(self.data.mean, self.data.std)
 
-    def batches(self, split: Split, train: bool = False, user_model: bool = False) -> Batches:
+    def batches(self, split: Split, train: bool = False, user_model: bool = False, share: Share = ALL) -> Batches:
         """A split in batches; training ones are shuffled and augmented.
 
         Args:
             split: The samples.
             train: Whether they are trained on.
             user_model: Whether they are for the user's own model, which always takes normalised images.
+            share: What of them this process gets.
         """
         data, seed = self.recipe.data, 0 if self.recipe.train is None else self.recipe.train.seed
         augment = tuple(data.augment) if train and data.augment is not None else ()
@@ -75,7 +79,18 @@ class Run:
             shuffle=train,
             seed=seed,
             pixels=self.pixels is not None and not user_model,
+            share=share,
         )
+
+    def training(self, user_model: bool = False) -> Batches:
+        """The batches that are trained on: this process's part of each."""
+        ranks = self.team.ranks
+        return self.batches(self.data.train, train=True, user_model=user_model, share=Share(ranks.rank, ranks.size))
+
+    def dealt(self, split: Split, user_model: bool = False) -> Batches:
+        """A split in batches that are dealt out to the processes in turn."""
+        ranks = self.team.ranks
+        return self.batches(split, user_model=user_model, share=Share(ranks.rank, ranks.size, within=False))
 
     def example(self, n: int = 2, user_model: bool = False) -> Batch:
         """The first n calibration samples, at most a batch of them; for whom, see `batches`."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgeqat.reporting.monitor import Advance
 from edgeqat.reporting.summary import figure
 from edgeqat.run_context import Run
-from edgeqat.train.state import Epoch
+from edgeqat.train.state import Epoch, TrainingState
 
 __all__ = ["TrainingProgress"]
 
@@ -19,16 +17,18 @@ class TrainingProgress:
         work: The run.
         stage: Its name.
         epochs: How many the stage has.
-        done: Those before it was resumed.
+        start: Where it is resumed from.
         advance: What is called after each step.
     """
 
-    def __init__(self, work: Run, stage: str, epochs: int, done: Sequence[Epoch], advance: Advance) -> None:
+    def __init__(self, work: Run, stage: str, epochs: int, start: TrainingState | None, advance: Advance) -> None:
         self._work, self._stage, self._epochs, self._advance = work, stage, epochs, advance
+        done = () if start is None else start.history
         self._metric = self._scored(done[-1]) if done else ""
         self._total, self._count = 0.0, 0
-        if done:
-            work.monitor.line(f"resumed after epoch {len(done)}/{epochs}")
+        if start is not None:
+            within = "" if start.underway is None else f" and {start.underway.steps} steps"
+            work.monitor.line(f"resumed after epoch {len(done)}/{epochs}{within}")
         for epoch in done:  # a run that was killed may have kept an epoch that no tracker was told of
             self._track(epoch)
 

@@ -8,40 +8,34 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
 
 from edgeqat.data.fingerprint import fingerprint
-from edgeqat.errors import DataError, TrainingError
-from edgeqat.factory import build_aids, build_fusions, build_loss, build_mapping, build_twin_aids
+from edgeqat.factory import build_aids, build_fusions, build_mapping, build_twin_aids
 from edgeqat.graph.patterns import patterns_of
 from edgeqat.grid_rules import GridRules
-from edgeqat.machine import arithmetic_here
 from edgeqat.measuring.variant import Variant
 from edgeqat.planning import Plan
 from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.qconfig_mapping import QConfigMapping
 from edgeqat.recipe import Recipe
 from edgeqat.recipe_train import TrainSection
-from edgeqat.reporting.monitor import followed
+from edgeqat.reporting.monitor import Followed
 from edgeqat.reporting.network_schema import EpochRow, StageRow
 from edgeqat.run_context import Run
 from edgeqat.simulate.build import prepare
 from edgeqat.simulate.freeze import convert
 from edgeqat.simulate.model import SimulatedModel
-from edgeqat.target_rules import resolve_targets
-from edgeqat.train.aids import NO_AIDS, QatAids
-from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
+from edgeqat.stage_fit import fit_stage
+from edgeqat.train.aids import QatAids
+from edgeqat.train.batch_norm import BatchNormSchedule
 from edgeqat.train.calibrate import calibrate
 from edgeqat.train.checkpoint import load_weights, put_weights, weights_of
-from edgeqat.train.loop import fit
-from edgeqat.train.oscillation import Oscillating
 from edgeqat.train.progressive import carry_weights
 from edgeqat.train.store import CheckpointStore, RunIdentity
-from edgeqat.training_progress import TrainingProgress
 
 __all__ = [
     "Stage",
@@ -63,7 +57,8 @@ def open_store(work: Run, planned: Plan) -> CheckpointStore:
     """The checkpoints of a run."""
     recipe = work.recipe
     identity = RunIdentity(recipe.identity(), recipe.sha256(), plan_hash(planned), fingerprint(work.data))
-    return CheckpointStore(work.folder / "checkpoints", identity, work.metric.higher_is_better, work.monitor.line)
+    folder, better = work.folder / "checkpoints", work.metric.higher_is_better
+    return CheckpointStore(folder, identity, better, work.monitor.line, work.team.ranks)
 
 
 def plan_hash(planned: Plan) -> str:
@@ -112,7 +107,7 @@ def train_float(work: Run, model: nn.Module, store: CheckpointStore) -> None:
     if not _done(work, store, "float", model):
         if train is not None and epochs > 0:
             work.monitor.stage(f"train the float model, {epochs} epochs")
-            _fit(work, store, "float", model, epochs, train.float_lr)
+            fit_stage(work, store, "float", model, epochs, train.float_lr)
         store.save_final("float", model, epochs)
     model.eval()
 
@@ -159,7 +154,7 @@ def _fine_tune_twin(work: Run, store: CheckpointStore, train: TrainSection, twin
             continue
         work.monitor.stage(f"fine-tune the float twin, {stage.epochs} epochs")
         aids = build_twin_aids(train)
-        _fit(work, store, stage.name, twin, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, aids=aids)
+        fit_stage(work, store, stage.name, twin, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, aids=aids)
         store.save_final(stage.name, twin, stage.epochs)
 
 
@@ -185,11 +180,11 @@ def _train_quantized(
             work.monitor.stage(f"quantization-aware training, {stage.epochs} epochs{_at_least(stage)}")
             # A checkpoint brings its own weights and grids; starting again costs little and needs no second way in.
             if wide:
-                calibrate(sim, followed(work.monitor, "calibration", work.batches(work.data.calibration).inputs()))
+                calibrate(sim, Followed(work.monitor, "calibration", work.dealt(work.data.calibration).inputs()))
             else:
                 put_weights(sim, weights_of(ptq), "ptq")
                 sim.set_phase("quantized")
-            _fit(work, store, stage.name, sim, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms, aids)
+            fit_stage(work, store, stage.name, sim, stage.epochs, train.qat_lr, FINE_TUNE_GRAD_NORM, norms, aids)
             store.save_final(stage.name, sim, stage.epochs)
         before = sim
     return qat
@@ -247,72 +242,3 @@ def _float_variant(work: Run, name: str, model: nn.Module) -> Variant:
     export, pixels = work.recipe.export, work.pixels
     island = prepare(model, work.example(), export, everything, replacing, opaque=opaque, pixels=pixels)
     return Variant(name, model if pixels is None else island.eval(), convert(island))
-
-
-def _fit(
-    work: Run,
-    store: CheckpointStore,
-    stage: str,
-    model: nn.Module,
-    epochs: int,
-    lr: float,
-    max_grad_norm: float | None = None,
-    batch_norm: BatchNormSchedule = ALWAYS_LIVE,
-    aids: QatAids = NO_AIDS,
-) -> None:
-    """Trains a stage to its end, from its last whole epoch where there is one.
-
-    Raises:
-        DataError, TrainingError: See `fit`; the message names the last good checkpoint.
-    """
-    train = work.recipe.train
-    assert train is not None
-    user_model = not isinstance(model, SimulatedModel)
-    batches = work.batches(work.data.train, train=True, user_model=user_model)
-    start = store.latest(stage)
-    done = () if start is None else start.history
-    target = resolve_targets(work.recipe.export)[0]
-    try:
-        with work.monitor.steps("training", (epochs - len(done)) * len(batches)) as advance:
-            progress = TrainingProgress(work, stage, epochs, done, advance)
-            history = fit(
-                model,
-                batches,
-                epochs=epochs,
-                lr=lr,
-                optimizer=train.optimizer,
-                momentum=train.momentum,
-                weight_decay=train.weight_decay,
-                loss=build_loss(work.recipe.task.loss),
-                precision=train.precision,
-                max_grad_norm=max_grad_norm,
-                batch_norm=batch_norm,
-                aids=aids,
-                seed=train.seed,
-                validation_batches=work.batches(work.data.validation, user_model=user_model),
-                metric=work.metric,
-                # What will be shipped is validated; where its arithmetic is not known, the simulation is.
-                exact=arithmetic_here(target.name if target.file is None else target.runtime),
-                on_step=progress.step,
-                on_epoch=progress.epoch,
-                start=start,
-                on_checkpoint=lambda state: store.save_state(stage, state),
-            )
-    except (DataError, TrainingError) as error:
-        kept = store.last_good(stage)
-        where = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is {kept}"
-        raise type(error)(f"{error} (stage {stage}; {where})") from error
-    if aids.oscillation is not None:
-        work.monitor.line(_told_of(history.oscillating))
-
-
-def _told_of(found: Sequence[Oscillating]) -> str:
-    """How many weights oscillate, and in which layer most of them."""
-    n = sum(one.n for one in found)
-    if n == 0:
-        return "oscillating weights: none has few enough bits to be watched"
-    oscillating, frozen = sum(one.oscillating for one in found), sum(one.frozen for one in found)
-    worst = max(found, key=lambda one: (one.oscillating + one.frozen) / one.n)
-    share = (worst.oscillating + worst.frozen) / worst.n
-    whole = f"oscillating weights: {oscillating} of {n} ({oscillating / n:.2%}), {frozen} more frozen"
-    return f"{whole}; most in {worst.weight}: {share:.2%} of its {worst.n}"

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from edgeqat.reporting.monitor import ConsoleMonitor, Silent, followed
+from edgeqat.reporting.monitor import ConsoleMonitor, Followed, Silent
 from edgeqat.reporting.terminal import message_console
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -60,4 +60,4 @@ def test_details_are_told_where_they_are_wanted(verbose: bool) -> None:
 
 
 def test_items_are_followed_once_each_and_in_order() -> None:
-    assert list(followed(Silent(), "calibration", [3, 1, 2])) == [3, 1, 2]
+    assert list(Followed(Silent(), "calibration", [3, 1, 2])) == [3, 1, 2]

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from edgeqat.reporting.terminal import message_console
 
-__all__ = ["Advance", "ConsoleMonitor", "Monitor", "Silent", "followed"]
+__all__ = ["Advance", "ConsoleMonitor", "Followed", "Monitor", "Silent"]
 
 BAR = 12
 """Columns of the bar: with rate, remaining time, loss and metric beside it a line fits 80."""
@@ -70,12 +70,22 @@ class SizedIterable(Protocol[Item]):
         ...
 
 
-def followed(monitor: Monitor, text: str, items: SizedIterable[Item]) -> Iterator[Item]:
-    """The items, once; `monitor` is told of each that has been worked on."""
-    with monitor.steps(text, len(items)) as advance:
-        for item in items:
-            yield item
-            advance()
+class Followed(SizedIterable[Item]):
+    """The items, as often as they are asked for; `monitor` is told of each that has been worked on."""
+
+    def __init__(self, monitor: Monitor, text: str, items: SizedIterable[Item]) -> None:
+        self._monitor, self._text, self._items = monitor, text, items
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Each of them."""
+        with self._monitor.steps(self._text, len(self)) as advance:
+            for item in self._items:
+                yield item
+                advance()
 
 
 def _nothing(note: str = "") -> None:

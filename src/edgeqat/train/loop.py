@@ -85,7 +85,8 @@ def fit(
             dequantized simulation. Without effect on a float model.
         fabric: A launched `lightning_fabric.Fabric`: the devices and processes that train. Each process calls this
             with its own share of every batch and of the validation batches, as `edgeqat.data.batches.Batches` cuts
-            them; gradients are the mean over all. Its own precision stays "32-true". The model ends on its device.
+            them; gradients are the mean over all. Its own precision stays "32-true". The model, and a teacher, end on
+            its device.
         accumulate: Parts that a batch goes through the model in, where memory is short.
         on_step: Called after each step with its loss.
         on_epoch: Called after each epoch.
@@ -123,6 +124,8 @@ def fit(
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     engine = Engine(fabric, model)
     engine.check_equal(steps)
+    if aids.distillation is not None:
+        engine.to_device(aids.distillation.teacher)
     engine.seed(seed)
     if start is not None:
         restore_state(start, model, optim, settings, engine.ranks)

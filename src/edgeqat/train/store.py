@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from edgeqat.errors import CheckpointError
 from edgeqat.files import write_atomically
-from edgeqat.ranks import Ranks
+from edgeqat.ranks import ALONE, Ranks
 from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.state import Epoch, Settings, TrainingState, Underway
 from edgeqat.version import __version__
@@ -110,15 +110,22 @@ class CheckpointStore:
         higher_is_better: Direction of the validation metric.
         tell: Called with a line for every checkpoint that is passed over, and once if this machine or its settings
             differ from those that a checkpoint was made on.
+        ranks: The processes that train together. The first one alone reads and writes, and tells the others, which
+            call the same methods; only `history` and `last_good` look at the folder of who calls them.
     """
 
     def __init__(
-        self, folder: Path, identity: RunIdentity, higher_is_better: bool, tell: Callable[[str], None]
+        self,
+        folder: Path,
+        identity: RunIdentity,
+        higher_is_better: bool,
+        tell: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ) -> None:
         self._folder, self._epochs = folder, folder / "epochs"
         self._identity = identity
         self._sign = 1.0 if higher_is_better else -1.0
-        self._tell = tell
+        self._tell, self._ranks = tell, ranks
         self._compared = False
 
     def save_state(self, stage: str, state: TrainingState) -> None:
@@ -127,6 +134,8 @@ class CheckpointStore:
         Raises:
             OutputError: It cannot be written; older checkpoints are untouched.
         """
+        if not self._ranks.first:
+            return
         tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
         for name, kept in state.optimizer.items():
             tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in kept.items()}
@@ -149,6 +158,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: It is of another schema, recipe, plan or data.
         """
+        with self._ranks.together():
+            found = self._latest(stage) if self._ranks.first else None
+        return self._ranks.of_first(found)
+
+    def _latest(self, stage: str) -> TrainingState | None:
         for place in self._found(stage):
             path = self._path(stage, place)
             try:
@@ -180,7 +194,9 @@ class CheckpointStore:
         Raises:
             OutputError: They cannot be written.
         """
-        self._write(self._folder / f"{stage}.json", stage, epochs, weights_of(model), None)
+        with self._ranks.together():
+            if self._ranks.first:
+                self._write(self._folder / f"{stage}.json", stage, epochs, weights_of(model), None)
 
     def load_final(self, stage: str, model: nn.Module) -> bool:
         """Loads the weights that a stage ended with; False, and nothing loaded, if it did not end yet.
@@ -189,16 +205,23 @@ class CheckpointStore:
             CheckpointError: They are of another schema, recipe, plan or data.
             ModelError: They do not fit the model.
         """
+        with self._ranks.together():
+            found = self._final(stage) if self._ranks.first else None
+        tensors = self._ranks.of_first(found)
+        if tensors is None:
+            return False
+        put_weights(model, tensors, str(self._folder / f"{stage}.safetensors"))
+        return True
+
+    def _final(self, stage: str) -> dict[str, Tensor] | None:
         path = self._folder / f"{stage}.json"
         if not path.exists():
-            return False
+            return None
         try:
-            record, tensors = self._read(path, stage)
+            return self._read(path, stage)[1]
         except _DamagedError as damage:
             self._tell(f"{path} is passed over: {damage}")
-            return False
-        put_weights(model, tensors, str(path.with_name(record.weights.file)))
-        return True
+            return None
 
     def _path(self, stage: str, place: _Position) -> Path:
         within = f"-{place.step:06d}" if place.step else ""
@@ -231,7 +254,7 @@ class CheckpointStore:
         weights = path.with_suffix(".safetensors")
         record = _Record(
             schema=SCHEMA,
-            environment=_environment(),
+            environment=_environment(self._ranks.size),
             stage=stage,
             epoch=epoch,
             recipe_sha256=self._identity.recipe_sha256,
@@ -296,7 +319,7 @@ class CheckpointStore:
             raise CheckpointError(f"{path} was made with other data than there is now; {AFRESH}")
         if not self._compared:
             self._compared = True
-            then, now = record.environment.model_dump(), _environment().model_dump()
+            then, now = record.environment.model_dump(), _environment(self._ranks.size).model_dump()
             found = ", ".join(f"{key} {then[key]} then and {now[key]} now" for key in then if then[key] != now[key])
             if found:
                 self._tell(f"warning: {found}: the last bits may differ from an uninterrupted run's")
@@ -321,13 +344,13 @@ def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
     return f"{path} is {json.dumps(found)} there, {json.dumps(wanted)} here"
 
 
-def _environment() -> _Environment:
+def _environment(processes: int) -> _Environment:
     return _Environment(
         edgeqat=__version__,
         torch=str(torch.__version__),
         cpu=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
-        processes=Ranks().size,
+        processes=processes,
     )
 
 

@@ -1,0 +1,5 @@
+"""`python -m edgeqat`, and so `torchrun -m edgeqat`."""
+
+from edgeqat.cli import main
+
+main()

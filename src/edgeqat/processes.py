@@ -1,0 +1,77 @@
+"""The processes of one run: this one by itself, or those that torchrun or `edgeqat run` has started, on Fabric."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from edgeqat.errors import InputError, RecipeError
+from edgeqat.launch import is_launched
+from edgeqat.ranks import ALONE, Ranks
+from edgeqat.recipe_compute import ComputeSection
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Team", "team_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Team:
+    """Who works on a run: the processes, and Fabric where there are several or another device than the CPU."""
+
+    ranks: Ranks = ALONE
+    fabric: Fabric | None = None
+
+
+@contextmanager
+def team_of(compute: ComputeSection) -> Iterator[Team]:
+    """The processes of a run, connected within it.
+
+    Their number is torchrun's where it has started this one, whatever the recipe says.
+
+    Raises:
+        RecipeError: The recipe wants several processes, and this one was started by itself.
+        InputError: There is no such device.
+    """
+    devices, nodes = compute.devices, compute.nodes
+    if is_launched():
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif devices * nodes > 1:
+        raise RecipeError(
+            f"found compute.devices {devices} and compute.nodes {nodes}, wanted as many processes: start them with "
+            "`edgeqat run` on one machine, or `torchrun -m edgeqat run` on each"
+        )
+    if devices * nodes == 1 and compute.accelerator == "cpu":
+        yield Team()
+        return
+    fabric = _launched(compute, devices, nodes)
+    try:
+        yield Team(Ranks() if fabric.world_size > 1 else ALONE, fabric)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _launched(compute: ComputeSection, devices: int, nodes: int) -> Fabric:
+    from lightning_fabric import Fabric  # a second, which one process on the CPU can spare
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    strategy: str | DDPStrategy = "auto"
+    if devices * nodes > 1:
+        strategy = DDPStrategy(timeout=timedelta(seconds=compute.timeout), forward_sync_buffers=False)
+    try:
+        fabric = Fabric(accelerator=compute.accelerator, strategy=strategy, devices=devices, num_nodes=nodes)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:  # MisconfigurationException is no class of its own
+        raise InputError(f"compute: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    return fabric
