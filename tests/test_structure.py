@@ -74,7 +74,7 @@ LONGER_FILES: dict[str, int] = {}
 MAX_FUNCTION_LINES = 62
 LONGER_FUNCTIONS: dict[str, int] = {
     # fit's docstring explains two dozen arguments, and what it raises; its body has 36 lines.
-    "train/loop.py:fit": 113,
+    "train/loop.py:fit": 114,
 }
 
 RUNTIMES = {

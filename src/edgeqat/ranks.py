@@ -102,6 +102,15 @@ class Ranks:
         if failure is not None:
             raise failure
 
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """What fails inside it fails in every process for the same reason: the first one tells of it."""
+        try:
+            yield
+        except EdgeqatError as error:
+            error.told = not self.first
+            raise
+
     def _first_failure(self, own: Exception | None) -> Exception | None:
         """The error of the first process that has one; `own` is this one's."""
         if self.size == 1 or not int(self.largest(torch.tensor(int(own is not None)))):

@@ -157,7 +157,8 @@ class Epochs:
                 kept = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-        check_state(self._model, known, index)
+        with self._engine.ranks.alike():
+            check_state(self._model, known, index)
         return total / done
 
     def _lr(self, epoch: int, step: int) -> float:

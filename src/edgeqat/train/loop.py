@@ -123,12 +123,14 @@ def fit(
         model.set_phase(QUANTIZED)
     optim = _optimizer(model, optimizer, lr, momentum, weight_decay)
     engine = Engine(fabric, model)
-    engine.check_equal(steps)
+    with engine.ranks.alike():
+        engine.check_equal(steps)
     if aids.distillation is not None:
         engine.to_device(aids.distillation.teacher)
     engine.seed(seed)
     if start is not None:
-        restore_state(start, model, optim, settings, engine.ranks)
+        with engine.ranks.alike():
+            restore_state(start, model, optim, settings, engine.ranks)
     with at_work(aids, model, epochs * steps) as work:
         if start is not None:
             work.restore(start.aids)

@@ -73,7 +73,8 @@ class Steps:
             meaning = self._engine.meaning_of(error)
             if meaning is None:
                 raise
-            raise meaning from error
+            with self._engine.ranks.alike():
+                raise meaning from error
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
         mean, bad_losses, bad_gradients = self._agreed(own * weight, not math.isfinite(own), float(norm))
         if bad_losses or bad_gradients:
