@@ -11,6 +11,7 @@
     │   ├── CheckpointError         a checkpoint of another run, or one that cannot be read
     │   ├── PhaseError              a step out of order: convert before calibrate
     │   ├── OutputError             an output directory that holds another run
+    │   ├── JobError                a job's process that the system ended: too many jobs for the memory
     │   └── TamperedError           an artifact whose files do not have their recorded hashes
     ├── VerificationError        3  a runtime disagrees with the reference
     ├── MissingRuntimeError      4  a runtime is not installed; the message names the pip install
@@ -30,6 +31,7 @@ __all__ = [
     "DataError",
     "EdgeqatError",
     "InputError",
+    "JobError",
     "LostProcessError",
     "MissingRuntimeError",
     "ModelError",
@@ -96,6 +98,10 @@ class OutputError(InputError):
     """An output directory that cannot be written, or that already holds a run."""
 
 
+class JobError(InputError):
+    """A job whose process was ended from outside, as the system does where memory is short."""
+
+
 class TamperedError(InputError):
     """An artifact folder whose files do not match the hashes in its manifest."""
 
@@ -112,8 +118,12 @@ class MissingRuntimeError(EdgeqatError):
     exit_code = 4
 
     def __init__(self, runtime: str, extra: str, cause: str, remedy: str = "") -> None:
+        self._given = (runtime, extra, cause, remedy)
         remedy = remedy or f"install it: pip install 'edgeqat[{extra}]'"
         super().__init__(f"{runtime} is not usable here ({cause}); {remedy}")
+
+    def __reduce__(self) -> tuple[type[MissingRuntimeError], tuple[str, str, str, str]]:
+        return type(self), self._given  # else what comes from another process is made of its message alone
 
 
 class LostProcessError(EdgeqatError):

@@ -6,6 +6,9 @@ pairs, and every metric, a mean or not, has intervals and a list of the samples 
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -68,6 +71,19 @@ class Metric:
     value: Callable[[Tensor], float] = _mean
     classes: bool = False
     per_class: Callable[[Tensor], Tensor] | None = None
+
+    def identity(self) -> dict[str, str]:
+        """What tells it apart: its name; for one of the user's own, which may be rewritten, its source too."""
+        return {"name": self.name} if METRICS.get(self.name) is self else {"name": self.name, "source": self._source()}
+
+    def _source(self) -> str:
+        """sha256; "" where there is no source to be had, as of a compiled function."""
+        own = inspect.unwrap(self.statistics)
+        try:
+            text = inspect.getsource(own if inspect.isroutine(own) else type(own))
+        except (OSError, TypeError):
+            return ""
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def estimate(self, statistics: Tensor) -> Estimate:
         """The metric with its 95% interval; see `edgeqat.intervals` for the methods.
@@ -234,6 +250,7 @@ def checked_statistics(metric: Metric, outputs: Any, targets: Any) -> Tensor:
 def _guarded(function: Callable[[Any, Any], Tensor], name: str) -> Callable[[Any, Any], Tensor]:
     """The user's own metric, with one clear line for whatever it does wrong."""
 
+    @functools.wraps(function)
     def statistics(outputs: Any, targets: Any) -> Tensor:
         n = len(next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgeqat.intervals import Z_95, Estimate
 from edgeqat.metrics import Metric, evaluate
 from edgeqat.per_sample import same_prediction
 
-__all__ = ["Effect", "Measured", "Tally", "drop_of", "kl_divergence", "sqnr"]
+__all__ = ["Effect", "Figures", "Measured", "Tally", "drop_of", "figures_of", "kl_divergence", "sqnr"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,69 @@ class Effect:
     drop: Measured | None
 
 
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What is kept of the outputs of a batch under one setting, sample by sample.
+
+    Attributes:
+        signal: Energy of the float model's outputs, float64 [N].
+        noise: Energy of the difference, float64 [N].
+        kl: Divergence, float64 [N]; None where outputs are not scores of classes.
+        same: Share of pixels with the float model's prediction, float64 [N]; None likewise.
+        statistics: What the metric tells, [N, ...]; None without one.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    kl: Tensor | None
+    same: Tensor | None
+    statistics: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, and exact."""
+        found = {name: None if x is None else x.tolist() for name, x in vars(self).items()}
+        return {**found, "dtype": None if self.statistics is None else str(self.statistics.dtype)}
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Figures:
+        """What `to_dict` told."""
+
+        def tensor(name: str, dtype: torch.dtype = torch.float64) -> Tensor | None:
+            return None if found[name] is None else torch.tensor(found[name], dtype=dtype)
+
+        signal, noise = tensor("signal"), tensor("noise")
+        assert signal is not None and noise is not None
+        dtype = torch.bool if found["dtype"] is None else getattr(torch, found["dtype"].removeprefix("torch."))
+        return Figures(signal, noise, tensor("kl"), tensor("same"), tensor("statistics", dtype))
+
+
+def figures_of(outputs: Any, reference: Any, targets: Any, metric: Metric | None, classes: bool) -> Figures:
+    """What is kept of the outputs of a batch.
+
+    Args:
+        outputs: Under the setting.
+        reference: The float model's.
+        targets: Those that go with them.
+        metric: Of the outputs; None for none.
+        classes: Whether outputs are scores of classes.
+
+    Raises:
+        DataError: The metric does not take them, or outputs are NaN or infinite.
+    """
+    pairs = list(zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True))
+    signal = _energy([wanted for _, wanted in pairs])
+    noise = _energy([found.double() - wanted.double() for found, wanted in pairs])
+    if not bool((signal.isfinite() & noise.isfinite()).all()):
+        raise DataError("the simulation computes NaN or infinity; clean the data, or run the float model on it")
+    kl, same, statistics = None, None, None
+    if classes:
+        found, wanted = pairs[0]
+        kl, same = kl_divergence(wanted, found), same_prediction(found, wanted).double()
+    if metric is not None:
+        statistics = evaluate(lambda _: outputs, [((), targets)], metric).statistics
+    return Figures(signal, noise, kl, same, statistics)
+
+
 class Tally:
     """Collects what one setting computes, batch by batch.
 
@@ -56,13 +120,9 @@ class Tally:
         classes: Whether outputs are scores of classes.
     """
 
-    def __init__(self, metric: Metric | None, classes: bool) -> None:
+    def __init__(self, metric: Metric | None, classes: bool = False) -> None:
         self._metric, self._classes = metric, classes
-        self._signal: list[Tensor] = []
-        self._noise: list[Tensor] = []
-        self._kl: list[Tensor] = []
-        self._same: list[Tensor] = []
-        self._statistics: list[Tensor] = []
+        self._batches: list[Figures] = []
 
     def add(self, outputs: Any, reference: Any, targets: Any) -> None:
         """Takes the outputs of a batch, the float model's, and the targets that go with them.
@@ -70,22 +130,20 @@ class Tally:
         Raises:
             DataError: The metric does not take them, or outputs are NaN or infinite.
         """
-        pairs = list(zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True))
-        self._signal.append(_energy([wanted for _, wanted in pairs]))
-        self._noise.append(_energy([found.double() - wanted.double() for found, wanted in pairs]))
-        if not bool((self._signal[-1].isfinite() & self._noise[-1].isfinite()).all()):
-            raise DataError("the simulation computes NaN or infinity; clean the data, or run the float model on it")
-        if self._classes:
-            found, wanted = pairs[0]
-            self._kl.append(kl_divergence(wanted, found))
-            self._same.append(same_prediction(found, wanted).double())
-        if self._metric is not None:
-            self._statistics.append(evaluate(lambda _: outputs, [((), targets)], self._metric).statistics)
+        self.take(figures_of(outputs, reference, targets, self._metric, self._classes))
+
+    def take(self, figures: Figures) -> None:
+        """Takes what is kept of a batch."""
+        self._batches.append(figures)
 
     @property
     def statistics(self) -> Tensor:
         """What the metric tells of each sample, [N, ...]."""
-        return torch.cat(self._statistics)
+        return torch.cat(self._all("statistics"))
+
+    def _all(self, name: str) -> list[Tensor]:
+        found = (getattr(figures, name) for figures in self._batches)
+        return [tensor for tensor in found if tensor is not None]
 
     def effect(self, float_model: Tally) -> Effect:
         """What was collected, against what the float model gave.
@@ -93,7 +151,8 @@ class Tally:
         Raises:
             DataError: There are fewer than two samples, which have no standard error.
         """
-        n = sum(map(len, self._signal))
+        signal, noise, kl, same = (self._all(name) for name in ("signal", "noise", "kl", "same"))
+        n = sum(map(len, signal))
         if n < 2:
             raise DataError(f"found {n} samples to analyse on, wanted at least 2")
         figure, drop = None, None
@@ -101,9 +160,9 @@ class Tally:
             figure = self._metric.value(self.statistics.double().mean(0))
             drop = drop_of(self._metric, float_model, self)
         return Effect(
-            sqnr=sqnr(torch.cat(self._signal), torch.cat(self._noise)),
-            kl=_mean(torch.cat(self._kl)) if self._kl else None,
-            agreement=float(torch.cat(self._same).mean()) if self._same else None,
+            sqnr=sqnr(torch.cat(signal), torch.cat(noise)),
+            kl=_mean(torch.cat(kl)) if kl else None,
+            agreement=float(torch.cat(same).mean()) if same else None,
             metric=figure,
             drop=drop,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +68,25 @@ class RangeTally:
         self._count += x.numel()
         self._energy += float(x.double().square().sum())
         if x.ndim > 1:
-            largest = _largest(x, 1)
-            self._channels = largest if self._channels is None else torch.maximum(self._channels, largest)
+            self._widen(_largest(x, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was seen of one batch, JSON-ready and exact: a sum of floats may be infinite."""
+        found = {"energy": self._energy.hex(), "error": self._error.hex(), "clipped": self._clipped, "n": self._count}
+        channels = None if self._channels is None else [largest.hex() for largest in self._channels.tolist()]
+        return {**found, "channels": channels, "seen": self._seen.to_dict()}
+
+    def join(self, batch: Mapping[str, Any]) -> None:
+        """Takes a batch that another tally has looked at, as its `to_dict` tells it: with the bits of `add`."""
+        self._seen.join(batch["seen"])
+        self._error += float.fromhex(batch["error"])
+        self._energy += float.fromhex(batch["energy"])
+        self._clipped, self._count = self._clipped + batch["clipped"], self._count + batch["n"]
+        if batch["channels"] is not None:
+            self._widen(torch.tensor([float.fromhex(largest) for largest in batch["channels"]]))
+
+    def _widen(self, largest: Tensor) -> None:
+        self._channels = largest if self._channels is None else torch.maximum(self._channels, largest)
 
     def ranges(self) -> Ranges | None:
         """What was seen; None if nothing."""

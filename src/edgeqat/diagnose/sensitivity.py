@@ -4,46 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from torch.utils import _pytree as pytree
-
+from edgeqat.data.fingerprint import fingerprint
 from edgeqat.diagnose.effects import Tally, drop_of
-from edgeqat.diagnose.forks import Forks
+from edgeqat.diagnose.jobs import Jobs
+from edgeqat.diagnose.looks import NOTHING, Labelled, Look, Looker, LookLog, Settings
 from edgeqat.diagnose.ranges import Ranges, RangeTally, weight_ranges
 from edgeqat.diagnose.sensitivity_table import Row, Sensitivity
-from edgeqat.diagnose.switches import evaluating, quantizing, switchable, watching
-from edgeqat.diagnose.units import Unit, units_of
-from edgeqat.errors import DataError, PlanError
+from edgeqat.diagnose.switches import evaluating
+from edgeqat.diagnose.trial_log import TrialLog
+from edgeqat.diagnose.units import Unit
+from edgeqat.errors import DataError, InputError, PlanError
 from edgeqat.metrics import Metric, MetricLike, resolve_metric
-from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
+from edgeqat.version import __version__
 
 __all__ = ["Settings", "sensitivity"]
-
-NOTHING: frozenset[str] = frozenset()
-
-
-class Settings:
-    """What a simulation is run under, each set of switches once: a layer's input, say, is another one's output.
-
-    Attributes:
-        units: What is measured.
-        everything: All switches.
-        only: Each unit's own quantizers.
-        without: Everything but them, and everything; without what `only` has already.
-    """
-
-    def __init__(self, sim: SimulatedModel) -> None:
-        self.units: list[Unit] = units_of(sim)
-        self.everything = switchable(sim)
-        self.only = list(dict.fromkeys(frozenset(unit.quantizers) for unit in self.units))
-        others = dict.fromkeys([*(self.everything - names for names in self.only), self.everything])
-        self.without = [names for names in others if names and names not in self.only]
-
-    def __len__(self) -> int:
-        """How often each batch is run, in full or in part."""
-        return len(self.only) + len(self.without)
 
 
 def sensitivity(
@@ -53,6 +31,9 @@ def sensitivity(
     *,
     classes: bool | None = None,
     on_run: Callable[[], None] | None = None,
+    log: str | Path | None = None,
+    jobs: Jobs | None = None,
+    make: Callable[[], SimulatedModel] | None = None,
 ) -> Sensitivity:
     """Measures what quantizing each layer, each of its parts and each other value does to the outputs.
 
@@ -66,12 +47,20 @@ def sensitivity(
         classes: Whether the first output, where it is [N, C] or [N, C, H, W], is scores of classes, so that there is a
             KL divergence. None: what the metric says; without one, yes.
         on_run: Called after every run of a batch; `len(Settings(sim))` is how often that is for a batch.
+        log: A file in which what each batch shows is kept: an analysis that was stopped measures none of it twice,
+            and neither does another one of the same simulation and metric.
+        jobs: Processes that batches and settings are shared out to; all batches are then held at once. The figures
+            are those of this process with as many threads as a job has, to the bit.
+        make: Makes `sim` anew in another process, not calibrated, such as
+            `functools.partial(edgeqat.prepare, model, example_inputs)`; wanted where jobs are.
 
     Raises:
         PhaseError: `sim` is not calibrated.
         PlanError: Nothing in it is quantized.
         DataError: There are fewer than 2 samples, the metric does not take them, or outputs are NaN or infinite.
-        InputError: The metric is unknown.
+        InputError: The metric is unknown, or what jobs want cannot be sent to them.
+        JobError: The system ended a job.
+        OutputError: The log cannot be written.
     """
     chosen = None if metric is None else resolve_metric(metric)
     if classes is None and chosen is not None:
@@ -79,53 +68,52 @@ def sensitivity(
     settings = Settings(sim)
     if not settings.units:
         raise PlanError("nothing in this model is quantized; edgeqat.plan(...) says why")
+    kept = None if log is None else LookLog(TrialLog(Path(log), _identity(sim, chosen, classes)), settings)
+    given: Iterable[Labelled] = batches if chosen is not None else ((inputs, None) for inputs in batches)
+    tell = on_run or (lambda: None)
+    measuring = _Measuring(sim, settings, chosen)
+    looker = Looker(sim, settings, chosen, classes)
     with evaluating(sim):
-        measuring = _Measuring(sim, settings, chosen, classes, on_run or (lambda: None))
-        for batch in batches:
-            inputs, targets = (batch, None) if chosen is None else batch
-            measuring.look(inputs, targets)
+        if jobs is None or jobs.n == 1:
+            looks = looker.all(given, kept, tell)
+        elif make is None:
+            raise InputError("found jobs and no `make`, without which other processes cannot make the simulation")
+        else:
+            looks = looker.all_by_jobs(given, kept, tell, jobs, make)
+        with closing(looks):
+            for look in looks:
+                measuring.take(look)
         return measuring.table()
+
+
+def _identity(sim: SimulatedModel, metric: Metric | None, classes: bool | None) -> dict[str, Any]:
+    """What every look at a batch depends on."""
+    return {
+        "edgeqat": __version__,
+        "plan": sim.plan.program.plan_hash,
+        "state": fingerprint(sim.state_dict()),
+        "metric": None if metric is None else metric.identity(),
+        "classes": classes,
+    }
 
 
 class _Measuring:
     """One measurement over all batches."""
 
-    def __init__(
-        self,
-        sim: SimulatedModel,
-        settings: Settings,
-        metric: Metric | None,
-        classes: bool | None,
-        on_run: Callable[[], None],
-    ) -> None:
-        self.sim, self.settings, self.metric, self.classes, self.on_run = sim, settings, metric, classes, on_run
-        self.forks = Forks(sim)
+    def __init__(self, sim: SimulatedModel, settings: Settings, metric: Metric | None) -> None:
+        self.sim, self.settings, self.metric = sim, settings, metric
         quantizers = sim.activation_quantizers().items()
         self.values = {name: RangeTally(q) for name, q in quantizers if name in settings.everything}
-        self.tallies: dict[frozenset[str], Tally] = {}
+        self.tallies = {names: Tally(metric) for names in settings.all}
         self.n = 0
 
-    def look(self, inputs: Batch, targets: Any) -> None:
-        """Runs a batch under every setting."""
-        with (
-            quantizing(self.sim, NOTHING),
-            watching(self.sim, self.values, lambda name, output: self.values[name].add(output)),
-        ):
-            reference = self.sim.call(inputs)
-        if not self.n:
-            self.classes = self.classes is not False and _are_scores(reference)
-        self.n += len(pytree.tree_leaves(reference)[0])
-        self._take(NOTHING, reference, reference, targets)
-        for base, settings in ((NOTHING, self.settings.only), (self.settings.everything, self.settings.without)):
-            with closing(self.forks.run(inputs, base, settings)) as runs:
-                for index, outputs in runs:
-                    self._take(settings[index], outputs, reference, targets)
-                    self.on_run()
-
-    def _take(self, names: frozenset[str], outputs: Any, reference: Any, targets: Any) -> None:
-        if names not in self.tallies:
-            self.tallies[names] = Tally(self.metric, bool(self.classes))
-        self.tallies[names].add(outputs, reference, targets)
+    def take(self, look: Look) -> None:
+        """Takes what a batch shows under all settings."""
+        self.n += len(look.figures[NOTHING].signal)
+        for names, figures in look.figures.items():
+            self.tallies[names].take(figures)
+        for name, seen in look.ranges.items():
+            self.values[name].join(seen)
 
     def table(self) -> Sensitivity:
         """What was found.
@@ -160,9 +148,3 @@ class _Measuring:
         if name in self.values:
             return self.values[name].ranges()
         return weight_ranges(self.sim.weight_quantizers()[name], self.sim.get_parameter(name))
-
-
-def _are_scores(outputs: Any) -> bool:
-    """Whether the first output has the shape of classes' scores."""
-    first = pytree.tree_leaves(outputs)[0]
-    return bool(first.is_floating_point() and first.ndim in (2, 4) and first.shape[1] > 1)

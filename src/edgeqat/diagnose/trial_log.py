@@ -1,11 +1,11 @@
-"""trials.jsonl: every measurement of a search, a line each, so that one that was killed makes none of them twice."""
+"""Logs of measurements, a line each, so that a search or analysis that was killed makes none of them twice."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,28 @@ class TrialLog:
         Raises:
             OutputError: The file cannot be written.
         """
-        key = _sha256([self._identity, kind, of])
-        if key not in self._known:
-            found = measure()
-            self._append({"key": key, "kind": kind, "of": of, "found": found})
-            self._known[key] = found
-        return self._known[key]
+        known = self.known(kind, of)
+        if known is None:
+            known = measure()
+            self.keep(kind, [(of, known)])
+        return known
+
+    def known(self, kind: str, of: Any) -> dict[str, Any] | None:
+        """A measurement as it was logged; None where it was not."""
+        return self._known.get(self._key(kind, of))
+
+    def keep(self, kind: str, found: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+        """Logs measurements: what each was made of, and what it found.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        keyed = [(self._key(kind, of), of, own) for of, own in found]
+        self._append([{"key": key, "kind": kind, "of": of, "found": own} for key, of, own in keyed])
+        self._known.update({key: own for key, _, own in keyed})
+
+    def _key(self, kind: str, of: Any) -> str:
+        return _sha256([self._identity, kind, of])
 
     def _read(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -60,14 +76,14 @@ class TrialLog:
             except (ValueError, KeyError, TypeError):
                 continue  # half written: it is measured again
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        if self._path is None:
+    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        if self._path is None or not records:
             return
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._torn + line)
+                file.write("\n" * self._torn + lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -64,6 +64,21 @@ class Seen:
         self.count = int(ranks.total(torch.tensor(self.count)))
         self._sample.counts = ranks.total(self._sample.counts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, and exact."""
+        bins = self._sample.counts.nonzero().flatten()
+        counts = self._sample.counts[bins].tolist()
+        found = {"low": self.low.hex(), "high": self.high.hex(), "count": self.count, "nans": self.nans}
+        return {**found, "infinities": self.infinities, "bins": bins.tolist(), "counts": counts}
+
+    def join(self, other: Mapping[str, Any]) -> None:
+        """Joins what another one has seen, as its `to_dict` tells it."""
+        self.low = min(self.low, float.fromhex(other["low"]))
+        self.high = max(self.high, float.fromhex(other["high"]))
+        self.count += other["count"]
+        self.nans, self.infinities = self.nans or other["nans"], self.infinities or other["infinities"]
+        self._sample.counts[torch.tensor(other["bins"], dtype=torch.int64)] += torch.tensor(other["counts"])
+
     def outlier(self) -> tuple[float, float] | None:
         """What `magnitudes` gives where the first is an outlier, else None."""
         found = self.magnitudes()
