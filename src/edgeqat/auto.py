@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeqat.diagnose.cheapest import Limits, Trial
+from edgeqat.diagnose.jobs import Jobs
 from edgeqat.diagnose.plan_trials import Material, PlanTrials
 from edgeqat.diagnose.search import SearchResult, describe_trial, search_trials
 from edgeqat.diagnose.sensitivity_table import Sensitivity
@@ -64,18 +65,20 @@ def run_auto(
         The report of the step that passed; where none did, of the one that missed by least.
 
     Raises:
-        InputError, MissingRuntimeError: As `pipeline.run`.
+        InputError, MissingRuntimeError: As `pipeline.run`; MissingRuntimeError also where the search is to run on Ray,
+            which is not installed.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     finished = finished_before(recipe, folder, overwrite, resume, monitor)
     if finished is not None:
         return finished
+    jobs = Jobs(recipe.compute.jobs, recipe.compute.jobs_on)  # what is not installed is said before data is loaded
     opened = open_run(recipe, folder, monitor)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         with tracked(recipe.log, folder) as opened.work.tracking:
-            return _Auto(opened).run()
+            return _Auto(opened, jobs).run()
 
 
 @dataclass(eq=False)
@@ -88,6 +91,7 @@ class _Step:
 @dataclass(eq=False)
 class _Auto:
     opened: OpenedRun
+    jobs: Jobs
     done: list[_Step] = field(default_factory=list)
     told: list[AutoStep] = field(default_factory=list)
     trials: int = 0
@@ -194,7 +198,11 @@ class _Auto:
             verdict = f"misses {_named(missed)}" if missed else "passes"
             self.monitor.line(f"{describe_trial(trial, work.metric.is_share)}: {verdict}")
 
-        found = search_trials(PlanTrials(material, place / "trials.jsonl", self._keep_table), limits, on_trial=tell)
+        if self.jobs.n > 1:
+            self.monitor.line(str(self.jobs))
+        with self.jobs:
+            trials = PlanTrials(material, place / "trials.jsonl", self._keep_table, self.jobs)
+            found = search_trials(trials, limits, on_trial=tell)
         self.trials = len(found.trials)
         best = found.best.outcome
         sure = "" if found.certain else ", by less than the standard error"

@@ -26,7 +26,8 @@ class ComputeSection(Section):
         workers: Loader processes of each process; 0 loads between steps.
         timeout: Seconds that a process waits for another, or for a batch, before the run is given up.
         checkpoint_seconds: How often training is checkpointed within an epoch; 0 for after whole epochs alone.
-        jobs: Trials of a search or a sensitivity analysis at a time.
+        jobs: Trials of a search, or parts of a sensitivity analysis, at a time; each has its share of the threads.
+        jobs_on: Where they run where there are several: processes of this machine, or of a Ray cluster.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
@@ -38,3 +39,4 @@ class ComputeSection(Section):
     timeout: Annotated[int, Field(ge=1, le=DAY)] = 1800
     checkpoint_seconds: Count = 600
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
+    jobs_on: Literal["processes", "ray"] = "processes"

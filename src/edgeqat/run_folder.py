@@ -31,7 +31,7 @@ LOCK = ".edgeqat-lock"
 AUTO_NAMES = frozenset({"recipe.auto.yaml", "search", "steps"})
 """What `run --auto` writes beside them."""
 
-ANALYSES = ("sensitivity.json", "sensitivity.svg")
+ANALYSES = ("sensitivity.json", "sensitivity.jsonl", "sensitivity.svg")
 """What is found out about a run beside it; it stays when the run is resumed."""
 
 MADE_AGAIN = ("report.html", "artifacts", "latency", "samples")

@@ -30,6 +30,11 @@ class Table:
     slow: Mapping[str, float] = field(default_factory=dict)
     asked: list[Choice] = field(default_factory=list)
     timed: list[Choice] = field(default_factory=list)
+    at_once: int = 1
+    together: list[list[Choice]] = field(default_factory=list)
+
+    def evaluate_all(self, choices: Sequence[Choice]) -> None:
+        self.together.append(list(choices))
 
     def evaluate(self, choice: Choice) -> Outcome:
         self.asked.append(choice)

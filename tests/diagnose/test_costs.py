@@ -35,9 +35,9 @@ def test_weights_are_counted_as_files_hold_them(target: str, tmp_path: Path) -> 
     (rule,) = resolve_targets(target)
     payload, counted = [], []
     for i, choice in enumerate(CHOICES):
-        artifact = eq.lower(eq.convert(own.simulation(choice)), target, tmp_path / str(i))
+        artifact = eq.lower(eq.convert(own.candidates.simulation(choice)), target, tmp_path / str(i))
         payload.append(artifact.manifest["payload_bytes"])
-        counted.append(weight_bytes(own.plan(choice), own.layers, rule))
+        counted.append(weight_bytes(own.candidates.plan(choice), own.layers, rule))
     biases = 4 * (4 * 16 + 10)
     assert payload == [n + biases for n in counted]
 
@@ -46,8 +46,8 @@ def test_weights_are_counted_as_files_hold_them(target: str, tmp_path: Path) -> 
 def test_a_file_has_the_size_that_was_predicted_but_for_its_graph(choice: Choice, tmp_path: Path) -> None:
     own = trials("onnxruntime")
     cost = own.cost(choice, timed=False)
-    artifact = eq.lower(eq.convert(own.simulation(choice)), "onnxruntime", tmp_path / "one")
-    twin = eq.lower(eq.convert(own.float_simulation()), "onnxruntime", tmp_path / "float")
+    artifact = eq.lower(eq.convert(own.candidates.simulation(choice)), "onnxruntime", tmp_path / "one")
+    twin = eq.lower(eq.convert(own.candidates.float_simulation()), "onnxruntime", tmp_path / "float")
     # Scales, zero points and nodes of a layer in float are not there, and a conversion more may be.
     assert abs(cost.file_bytes - artifact.file_bytes) < 700 * max(1, len(choice.layers))
     assert cost.size_ratio == twin.file_bytes / cost.file_bytes

@@ -1,6 +1,8 @@
 """The cheapest plan that meets its limits: which trials are made, in which order, and which of them wins.
 
-It knows nothing of models: what a plan loses, what it costs and which layers matter is asked for.
+It knows nothing of models: what a plan loses, what it costs and which layers matter is asked for. Where several
+trials can be made at a time, those that are likely to come next are asked for together. Each is still judged in its
+turn, and one that was not needed counts for nothing: the same plans are chosen for the same reasons.
 
     1. the plan as it is
     2. treatments of all layers at once, other observers or equalization, which cost nothing when the model runs
@@ -12,7 +14,7 @@ It knows nothing of models: what a plan loses, what it costs and which layers ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,8 +102,19 @@ class Found:
 class Problem(Protocol):
     """What a search asks for."""
 
+    @property
+    def at_once(self) -> int:
+        """How many trials it can make at a time; with 1 it is never asked for several."""
+        ...
+
     def evaluate(self, choice: Choice) -> Outcome:
         """What a choice loses; measured."""
+        ...
+
+    def evaluate_all(self, choices: Sequence[Choice]) -> None:
+        """Measures what several choices lose, at most `at_once`, so that `evaluate` knows it; nothing else is asked
+        meanwhile. Choices that it fails for are still to be asked for one by one.
+        """
         ...
 
     def possible(self, choice: Choice) -> bool:
@@ -157,6 +170,7 @@ class _Search:
     max_trials: int
     tell: Callable[[Trial, tuple[str, ...]], None]
     trials: dict[Choice, Trial] = field(default_factory=dict)
+    foreseen: set[Choice] = field(default_factory=set)
     why: str = ""
 
     def run(self) -> Found:
@@ -169,6 +183,8 @@ class _Search:
         return Found(best, self.trials[BASE], bool(passing), "" if passing else self.why, tuple(self.trials.values()))
 
     def _search(self) -> None:
+        first = self.problem.globally()[:1] if self.limits.max_drop is not None else ()
+        self._foresee([BASE, *(Choice((name,)) for group in first for name in group)])
         base = self._try(BASE)
         if self._passes(base):
             return
@@ -193,6 +209,7 @@ class _Search:
         basis = BASE
         for alternatives in self.problem.globally():
             before = basis.globally
+            self._foresee([Choice((*before, name)) for name in alternatives])
             for name in alternatives:
                 trial, best = self._try(Choice((*before, name))), self.trials[basis]
                 if self._passes(trial):
@@ -224,6 +241,7 @@ class _Search:
         failing, step = 0, 1
         while failing + 1 < len(prefixes):
             at = min(step, len(prefixes) - 1)
+            self._foresee([prefixes[min(at * 2**ahead, len(prefixes) - 1)] for ahead in range(self.problem.at_once)])
             if self._loses_little(self._try(prefixes[at])):
                 return prefixes[self._bisect(prefixes, failing, at)]
             failing, step = at, 2 * step
@@ -232,6 +250,7 @@ class _Search:
     def _bisect(self, choices: Sequence[Choice], failing: int, enough: int) -> int:
         while enough - failing > 1:
             middle = (failing + enough) // 2
+            self._foresee([choices[at] for at in _halvings(failing, enough)])
             if self._loses_little(self._try(choices[middle])):
                 enough = middle
             else:
@@ -245,8 +264,9 @@ class _Search:
         touched = [name for name, treatment in treated.layers if before.get(name) != treatment]
         for layer in sorted(touched, key=order.index, reverse=True):
             cheaper = [treatment for treatment in self.problem.treatments(layer, basis) if treatment != FLOAT]
-            for treatment in (before.get(layer), *cheaper):
-                choice = treated.treating({layer: treatment})
+            choices = [treated.treating({layer: treatment}) for treatment in (before.get(layer), *cheaper)]
+            for at, choice in enumerate(choices):
+                self._foresee(choices[at:])
                 if self._loses_little(self._try(choice)):
                     treated = choice
                     break
@@ -257,8 +277,24 @@ class _Search:
         floats = [name for name, treatment in treated.layers if treatment == FLOAT]
         groups = [group for group in self.problem.globally() if not set(group) & set(treated.globally)]
         others = [name for group in groups for name in group]
-        for name in others if floats else ():
-            self._try(Choice((*treated.globally, name), treated.treating(dict.fromkeys(floats)).layers))
+        rest = treated.treating(dict.fromkeys(floats)).layers
+        choices = [Choice((*treated.globally, name), rest) for name in others if floats]
+        for at, choice in enumerate(choices):
+            self._foresee(choices[at:])
+            self._try(choice)
+
+    def _foresee(self, choices: Sequence[Choice]) -> None:
+        """Has trials made that are likely to be next, most likely first, where several can be made at a time.
+
+        What costs are timed for comes after them, one by one.
+        """
+        if self.problem.at_once == 1 or choices[0] in self.trials or choices[0] in self.foreseen:
+            return
+        room = min(self.problem.at_once, self.max_trials - len(self.trials))
+        new = [choice for choice in dict.fromkeys(choices) if choice not in {*self.trials, *self.foreseen}][:room]
+        if new:
+            self.problem.evaluate_all(new)
+            self.foreseen.update(new)
 
     def _try(self, choice: Choice) -> Trial:
         if choice not in self.trials:
@@ -306,6 +342,15 @@ class _Search:
         """How far a trial is from the limits: whether it costs too much, then what it loses, then its size."""
         too_costly = not (self._is_small(trial.cost) and self._is_quick(trial.cost))
         return (too_costly, _drop(trial), trial.cost.file_bytes)
+
+
+def _halvings(failing: int, enough: int) -> Iterator[int]:
+    """The places that a bisection may look at, those of the next step first."""
+    spans = [(failing, enough)]
+    while spans:
+        spans = [(low, high) for low, high in spans if high - low > 1]
+        yield from ((low + high) // 2 for low, high in spans)
+        spans = [half for low, high in spans for half in (((low + high) // 2, high), (low, (low + high) // 2))]
 
 
 def _drop(trial: Trial) -> float:

@@ -79,7 +79,8 @@ class Jobs:
         on: Where they run.
 
     Attributes:
-        threads: Of each job: an equal share of this process's.
+        threads: Of each job, an equal share of this process's; and of this process meanwhile, which waits for them,
+            so that nothing is computed with another number.
 
     Raises:
         MissingRuntimeError: Ray is asked for and not installed.
@@ -95,6 +96,8 @@ class Jobs:
 
     def __enter__(self) -> Jobs:
         if self.n > 1:
+            self._exit.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(self.threads)
             self._parallel = self._exit.enter_context(self._started())
         return self
 

@@ -1,23 +1,21 @@
-"""Trials of plans: a model quantized after training by a choice, what that loses, and which layers are to blame."""
+"""Trials of plans: what each choice loses, what it costs, and which layers are to blame; measured once, and logged."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.data.fingerprint import fingerprint
+from edgeqat.diagnose.candidates import CandidateMaker, Candidates, Material, TrialWork
 from edgeqat.diagnose.cheapest import Cost, Outcome
 from edgeqat.diagnose.costs import Costs
-from edgeqat.diagnose.layers import Layers, layers_of
+from edgeqat.diagnose.jobs import Failed, Jobs, Sent
+from edgeqat.diagnose.layers import Layers
 from edgeqat.diagnose.sensitivity import sensitivity
 from edgeqat.diagnose.sensitivity_table import Row, Sensitivity
 from edgeqat.diagnose.treatments import (
@@ -26,65 +24,19 @@ from edgeqat.diagnose.treatments import (
     FEWER_BITS_N,
     Choice,
     global_treatments,
-    section_of,
     treatments_of,
 )
 from edgeqat.diagnose.trial_log import TrialLog
-from edgeqat.errors import CalibrationWarning, DataError, PlanError
-from edgeqat.factory import build_fusions, build_mapping
-from edgeqat.graph.capture import capture
-from edgeqat.graph.fuse import fuse
-from edgeqat.graph.pixels import Pixels
-from edgeqat.graph.replace_blocks import replace_blocks
-from edgeqat.intervals import Z_95
-from edgeqat.machine import arithmetic_here
-from edgeqat.metrics import Metric, Scores, evaluate
-from edgeqat.planning import Plan, plan_graph
-from edgeqat.ptq.adaround import AdaRoundConfig, adaround
-from edgeqat.ptq.correct_bias import correct_biases
-from edgeqat.ptq.equalize import equalize
-from edgeqat.qconfig_mapping import QConfigMapping
+from edgeqat.errors import PlanError
+from edgeqat.factory import build_fusions
 from edgeqat.recipe_quantize import QuantizeSection
 from edgeqat.signature import Batch
-from edgeqat.simulate.build import simulate
-from edgeqat.simulate.model import SimulatedModel
-from edgeqat.target_rules import resolve_targets
-from edgeqat.train.calibrate import calibrate
 from edgeqat.version import __version__
 
 __all__ = ["Material", "PlanTrials"]
 
-AGREEMENT = "agreement"
-EXAMPLE_N = 2
 RANKED_N = 512
 """Samples that layers are ranked on: with more of them the order changes little, the time much."""
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What trials are made of.
-
-    Attributes:
-        model: The float model.
-        calibration: Batches of inputs; iterated once a trial.
-        batches: (inputs, targets) that trials are judged on, neither trained nor tested on; iterated once a trial.
-        base: The settings that a choice changes.
-        targets: As `prepare` takes them; trials have the arithmetic of the first, where that is known.
-        metric: What is lost is told in its unit.
-        pixels: As `prepare` takes it.
-        threads: Of a timed call.
-        batch: Samples of a timed call.
-    """
-
-    model: nn.Module
-    calibration: Iterable[Batch]
-    batches: Iterable[tuple[Batch, Any]]
-    base: QuantizeSection
-    targets: Sequence[str]
-    metric: Metric
-    pixels: Pixels | None = None
-    threads: int = 1
-    batch: int = 1
 
 
 class PlanTrials:
@@ -94,98 +46,65 @@ class PlanTrials:
         material: What trials are made of.
         log: Where measurements are kept; None keeps none.
         on_table: Called with every table of sensitivities that is made.
+        jobs: Processes that trials are made in, all of them; None for this one.
     """
 
     def __init__(
-        self, material: Material, log: Path | None = None, on_table: Callable[[Sensitivity], None] | None = None
+        self,
+        material: Material,
+        log: Path | None = None,
+        on_table: Callable[[Sensitivity], None] | None = None,
+        jobs: Jobs | None = None,
     ) -> None:
         self.material, self._on_table = material, on_table or (lambda _: None)
-        base, pixels = material.base, material.pixels
-        first = next(iter(material.calibration), None)
-        if first is None:
-            raise DataError("found no calibration batches, wanted at least one")
-        self.example: Batch = pytree.tree_map_only(Tensor, lambda t: t[:EXAMPLE_N], first)
-        fusions = build_fusions(base)
-        model, refused = replace_blocks(copy.deepcopy(material.model).eval(), self.example, fusions, pixels)
-        self._fused = fuse(capture(model, self.example, base.opaque, False, pixels), fusions, refused)
-        planned = plan_graph(self._fused, build_mapping(base), material.targets, base.in_training)
-        self._plans: dict[Choice, Plan] = {BASE: planned}
-        self._layers = layers_of(simulate(self._fused, planned), material.targets)
-        self._float = self.float_simulation()
-        self._twin: Scores | None = None
-        first_rule = resolve_targets(material.targets)[0]
-        self._arithmetic = arithmetic_here(first_rule.name if first_rule.file is None else first_rule.runtime)
+        self._fusions = build_fusions(material.base)
+        self.candidates = Candidates(material, self._fusions)
+        self._jobs = Jobs() if jobs is None else jobs
         self._log = TrialLog(log, self._identity())
-        self._costs = Costs(self, first_rule, self._log, material.threads, material.batch)
+        self._costs = Costs(self.candidates, self.candidates.rule, self._log, material.threads, material.batch)
+
+    @property
+    def at_once(self) -> int:
+        """How many trials are made at a time."""
+        return self._jobs.n
 
     @property
     def layers(self) -> Layers:
         """Those that run in integers by the plan as it is."""
-        return self._layers
+        return self.candidates.layers
 
     def section(self, choice: Choice) -> QuantizeSection:
         """The settings of a choice."""
-        return section_of(self.material.base, self._layers, choice)
-
-    def plan(self, choice: Choice) -> Plan:
-        """The plan of a choice.
-
-        Raises:
-            PlanError: Its settings cannot be satisfied.
-        """
-        if choice not in self._plans:
-            section = self.section(choice)
-            self._plans[choice] = plan_graph(
-                self._fused, build_mapping(section), self.material.targets, section.in_training
-            )
-        return self._plans[choice]
-
-    def simulation(self, choice: Choice) -> SimulatedModel:
-        """A choice, quantized after training.
-
-        Raises:
-            PlanError: Its settings cannot be satisfied.
-        """
-        sim = simulate(self._fused, self.plan(choice)).eval()
-        aids, calibration = self.section(choice).ptq, self.material.calibration
-        if aids.equalize:
-            equalize(sim)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)  # told by the run that found PTQ to lose too much
-            calibrate(sim, calibration)
-        twin = copy.deepcopy(sim)
-        if aids.adaround is not None:
-            adaround(sim, calibration, AdaRoundConfig(**aids.adaround.model_dump()))
-        if aids.correct_bias:
-            correct_biases(sim, calibration, twin)
-        return sim
-
-    def float_simulation(self) -> SimulatedModel:
-        """The float model, as one float island that takes what the quantized ones take."""
-        everything = QConfigMapping().set_global(None)
-        return simulate(self._fused, plan_graph(self._fused, everything, self.material.targets)).eval()
+        return self.candidates.section(choice)
 
     def evaluate(self, choice: Choice) -> Outcome:
         """What a choice loses against the float model, sample by sample, in what its first target computes."""
-        return Outcome(**self._log.once("trial", _named(choice), lambda: self._measure(choice)))
+        if self._jobs.n > 1:
+            self.evaluate_all([choice])  # where that fails, the trial is made here, and tells what is wrong
+        return Outcome(**self._log.once("trial", _named(choice), lambda: self.candidates.measure(choice)))
 
-    def _measure(self, choice: Choice) -> dict[str, Any]:
-        try:
-            sim = self.simulation(choice)
-        except PlanError as error:
-            return {"drop": None, "standard_error": 0.0, "n": 0, "refused": str(error)}
-        if self._twin is None:
-            self._twin = evaluate(self._float.call, self._labelled(), self.material.metric)
-        exact = contextlib.nullcontext() if self._arithmetic is None else sim.exact(self._arithmetic)
-        with exact:
-            own = evaluate(sim.call, self._labelled(), self.material.metric)
-        lost = self.material.metric.drop(self._twin.statistics, own.statistics)
-        return {"drop": lost.value, "standard_error": (lost.high - lost.low) / (2 * Z_95), "n": lost.n, "refused": ""}
+    def evaluate_all(self, choices: Sequence[Choice]) -> None:
+        """Makes trials in jobs, and logs each as it ends. One that fails is left out: perhaps it is never asked for.
+
+        Raises:
+            JobError: The system ended a job.
+        """
+        missing = [choice for choice in choices if self._log.known("trial", _named(choice)) is None]
+        if not missing:
+            return
+        with closing(self._jobs.run(self._sent, missing)) as ended:
+            for at, found in ended:
+                if not isinstance(found, Failed):
+                    self._log.keep("trial", [(_named(missing[at]), found)])
+
+    @cached_property
+    def _sent(self) -> Sent:
+        return self._jobs.send(TrialWork(self.material, self._fusions))
 
     def possible(self, choice: Choice) -> bool:
         """Whether the settings of a choice can be satisfied."""
         try:
-            self.plan(choice)
+            self.candidates.plan(choice)
         except PlanError:
             return False
         return True
@@ -200,7 +119,7 @@ class PlanTrials:
 
     def treatments(self, layer: str, basis: Choice) -> Sequence[str]:
         """What may be done with a layer, cheapest first."""
-        return treatments_of(self.material.base, self._layers, layer, basis.globally)
+        return treatments_of(self.material.base, self.layers, layer, basis.globally)
 
     def ranking(self, basis: Choice) -> Sequence[tuple[str, ...]]:
         """Groups of layers, each around a weight or a value, by the harm that quantizing it does."""
@@ -210,7 +129,7 @@ class PlanTrials:
             rows = [row for row in table.rows if row.unit.part in ("weight", "output", "value")]
             rows.sort(key=lambda row: -_harm(row, table))
             groups = (
-                tuple(dict.fromkeys(name for q in row.unit.quantizers for name in self._layers.around.get(q, ())))
+                tuple(dict.fromkeys(name for q in row.unit.quantizers for name in self.layers.around.get(q, ())))
                 for row in rows
             )
             return {"groups": [list(group) for group in dict.fromkeys(groups) if group]}
@@ -225,7 +144,7 @@ class PlanTrials:
             table = self._table(basis.treating(dict.fromkeys(saved, FEWER_BITS)))
             lost: dict[str, float] = dict.fromkeys(saved, 0.0)
             for row in (row for row in table.rows if row.unit.part == "weight"):
-                for name in {name for q in row.unit.quantizers for name in self._layers.around.get(q, ())} & set(lost):
+                for name in {name for q in row.unit.quantizers for name in self.layers.around.get(q, ())} & set(lost):
                     lost[name] += _alone(row)
             return {"layers": sorted(saved, key=lambda name: lost[name] / saved[name])}
 
@@ -235,8 +154,8 @@ class PlanTrials:
     def _savings(self, basis: Choice) -> dict[str, int]:
         """The bytes that fewer bits would save of each layer for which they do."""
         found: dict[str, int] = {}
-        weights = self.plan(basis).weights
-        for name, layer in self._layers.by_name.items():
+        weights = self.candidates.plan(basis).weights
+        for name, layer in self.layers.by_name.items():
             if any(key in weights and weights[key].bits > FEWER_BITS_N for key in layer.weights):
                 fewer = basis.treating({name: FEWER_BITS})
                 saved = self.cost(basis, timed=False).file_bytes - self.cost(fewer, timed=False).file_bytes
@@ -245,35 +164,35 @@ class PlanTrials:
         return found
 
     def _table(self, choice: Choice) -> Sensitivity:
+        metric = self.material.metric
         table = sensitivity(
-            self.simulation(choice), self._ranked_on(), self.material.metric, classes=self.material.metric.classes
+            self.candidates.simulation(choice),
+            self._ranked_on(),
+            metric,
+            classes=metric.classes,
+            jobs=self._jobs,
+            make=CandidateMaker(self.material, self._fusions, choice),
         )
         self._on_table(table)
         return table
 
     def _ranked_on(self) -> Iterator[tuple[Batch, Any]]:
         n = 0
-        for inputs, targets in self._labelled():
+        for inputs, targets in self.candidates.labelled():
             yield inputs, targets
             n += len(pytree.tree_leaves(inputs)[0])
             if n >= RANKED_N:
                 return
 
-    def _labelled(self) -> Iterator[tuple[Batch, Any]]:
-        """The batches; for `agreement` the targets are what the float model gives."""
-        agreement = self.material.metric.name == AGREEMENT
-        for inputs, targets in self.material.batches:
-            with torch.no_grad():
-                yield inputs, self._float.call(inputs) if agreement else targets
-
     def _identity(self) -> dict[str, Any]:
         material = self.material
         return {
             "edgeqat": __version__,
-            "arithmetic": self._arithmetic,
+            "arithmetic": self.candidates.arithmetic,
+            "plan": self.candidates.plan(BASE).program.plan_hash,
             "quantize": material.base.model_dump(mode="json"),
             "targets": list(material.targets),
-            "metric": material.metric.name,
+            "metric": material.metric.identity(),
             "weights": fingerprint(material.model.state_dict()),
             "calibration": [fingerprint(batch) for batch in material.calibration],
             "batches": [fingerprint(batch) for batch in material.batches],

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from edgeqat.diagnose.cheapest import Found, Limits, Trial, find_cheapest
+from edgeqat.diagnose.jobs import Jobs, JobsOn
 from edgeqat.diagnose.plan_trials import Material, PlanTrials
 from edgeqat.errors import RecipeError
 from edgeqat.factory import build_mapping
@@ -80,6 +81,8 @@ def search(
     log: str | Path | None = None,
     max_trials: int = 100,
     on_trial: Callable[[Trial, tuple[str, ...]], None] | None = None,
+    jobs: int = 1,
+    jobs_on: JobsOn = "processes",
 ) -> SearchResult:
     """Searches for the cheapest plan that meets the limits: other observers, bits, or float for single layers.
 
@@ -98,12 +101,17 @@ def search(
         log: A file in which each measurement is kept: a search that was stopped makes none of them twice.
         max_trials: The most trials that are made.
         on_trial: Called with every trial, and the names of the limits that it misses.
+        jobs: Trials that are made at a time, each in a process of its own with an equal share of the threads; what is
+            found is the same as with 1 and so many threads.
+        jobs_on: "processes" of this machine, or "ray", those of a cluster.
 
     Raises:
         CaptureError, PlanError: As `prepare`, for the settings to begin with.
         DataError: There is no batch, or outputs or targets that the metric does not take.
         RecipeError: `quantize` does not fit the schema.
-        InputError: The metric is unknown.
+        InputError: The metric is unknown; with jobs, the model or data cannot be sent to another process.
+        JobError: The system ended a job.
+        MissingRuntimeError: Ray is asked for and not installed.
     """
     try:
         base = quantize if isinstance(quantize, QuantizeSection) else QuantizeSection.model_validate(quantize or {})
@@ -111,7 +119,9 @@ def search(
         raise RecipeError(f"quantize: {explain(error, QuantizeSection)}") from error
     targets = [target] if isinstance(target, str) else list(target)
     material = Material(model, calibration, batches, base, targets, resolve_metric(metric), pixels)
-    return search_trials(PlanTrials(material, None if log is None else Path(log)), limits, max_trials, on_trial)
+    with Jobs(jobs, jobs_on) as own:
+        trials = PlanTrials(material, None if log is None else Path(log), jobs=own)
+        return search_trials(trials, limits, max_trials, on_trial)
 
 
 def search_trials(
