@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class Table:
     together: list[list[Choice]] = field(default_factory=list)
 
     def evaluate_all(self, choices: Sequence[Choice]) -> None:
+        """Finds nothing out, as where each trial fails: all of them are then asked for in their turn."""
         self.together.append(list(choices))
 
     def evaluate(self, choice: Choice) -> Outcome:
@@ -229,3 +231,43 @@ def test_a_global_treatment_is_tried_again_once_nothing_hides_its_worth() -> Non
     table = Table({("a", None): 1.0, ("b", None): 1.0, ("b", "mse"): 0.0}, aids={"equalize": 0.4}, error=0.5)
     found = search(table, Limits(max_drop=0.65))
     assert found.best.choice == Choice(("equalize",), (("b", "mse"),))
+
+
+def problem(seed: int, at_once: int = 1) -> Table:
+    """One with random losses, some of them large, and gains."""
+    draw = random.Random(seed)
+    treatments = (None, "mse", "percentile", FEWER_BITS)
+    loss = {(name, t): draw.choice([0.0, 0.0, 0.01, 0.3, 1.0]) for name in LAYERS for t in treatments}
+    order = [(name,) for name in draw.sample(LAYERS, len(LAYERS))]
+    gains = {name: draw.choice([0.0, 0.005, 0.2, 0.5]) for name in ("mse", "percentile")}
+    refuses = frozenset(draw.sample(LAYERS, draw.choice([0, 0, 1])))
+    return Table(loss, order, gains, {"equalize": draw.choice([0.0, 0.4])}, refuses, at_once=at_once)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_found_does_not_depend_on_how_many_trials_are_made_at_a_time(seed: int) -> None:
+    limits = Limits(0.25, [None, 3.9, 4.4][seed % 3], [None, 1.2][seed % 2])
+    max_trials = [100, 7][seed % 7 == 0]
+    alone = problem(seed)
+    wanted = search(alone, limits, max_trials)
+    for at_once in (2, 3, 8):
+        table = problem(seed, at_once)
+        told: list[Trial] = []
+        found = find_cheapest(table, limits, max_trials, lambda trial, _, told=told: told.append(trial))
+        assert (found, told) == (wanted, list(wanted.trials))
+        assert (table.asked, table.timed) == (alone.asked, alone.timed)  # in the same order, each once
+        for choices in table.together:
+            assert len(choices) <= at_once
+            assert choices[0] in table.asked
+        together = [choice for choices in table.together for choice in choices]
+        assert len(together) == len(set(together))
+    assert alone.together == []
+
+
+def test_what_is_independent_is_asked_for_together() -> None:
+    table = Table({(name, None): 1.0 for name in LAYERS[:5]}, observers={"mse": 0.1, "percentile": 0.1}, at_once=4)
+    search(table, Limits(max_drop=0.5))
+    assert table.together[0] == [BASE, Choice(("mse",)), Choice(("percentile",))]
+    prefixes = [{name for name, _ in choice.layers} for choice in table.together[1]]
+    assert prefixes == [set(LAYERS[:n]) for n in (1, 2, 4, 8)]
+    assert len(table.together) < len(table.asked)

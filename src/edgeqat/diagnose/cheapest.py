@@ -209,9 +209,10 @@ class _Search:
         basis = BASE
         for alternatives in self.problem.globally():
             before = basis.globally
-            self._foresee([Choice((*before, name)) for name in alternatives])
-            for name in alternatives:
-                trial, best = self._try(Choice((*before, name))), self.trials[basis]
+            choices = [Choice((*before, name)) for name in alternatives]
+            for at, choice in enumerate(choices):
+                self._foresee(choices[at:])
+                trial, best = self._try(choice), self.trials[basis]
                 if self._passes(trial):
                     return trial.choice
                 chance = max(best.outcome.standard_error, trial.outcome.standard_error)
@@ -288,10 +289,10 @@ class _Search:
 
         What costs are timed for comes after them, one by one.
         """
-        if self.problem.at_once == 1 or choices[0] in self.trials or choices[0] in self.foreseen:
+        known, room = {*self.trials, *self.foreseen}, min(self.problem.at_once, self.max_trials - len(self.trials))
+        if self.problem.at_once == 1 or known.issuperset(choices[:1]):
             return
-        room = min(self.problem.at_once, self.max_trials - len(self.trials))
-        new = [choice for choice in dict.fromkeys(choices) if choice not in {*self.trials, *self.foreseen}][:room]
+        new = [choice for choice in dict.fromkeys(choices) if choice not in known][:room]
         if new:
             self.problem.evaluate_all(new)
             self.foreseen.update(new)

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ class Jobs:
         """
         from joblib import delayed
 
-        tasks = [delayed(_do)(sent.data, sent.token, self.threads, at, about) for at, about in enumerate(abouts)]
+        shared = (sent.data, sent.token, self.threads, os.getpid() if self.on == "processes" else None)
+        tasks = [delayed(_do)(*shared, at, about) for at, about in enumerate(abouts)]
         # Ray's backend gives results once all are there, so it is given as many as run at a time.
         size = self.n if self.on == "ray" else max(1, len(tasks))
         for start in range(0, len(tasks), size):
@@ -148,15 +150,22 @@ class Jobs:
 
     def _found(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         lost = _ray_error() if self.on == "ray" else BrokenExecutor
+        found: Any = ()
         try:
             with _undisturbed():
                 found = self._parallel(tasks)
-            yield from found
+            for one in found:  # noqa: UP028  yield from would close what is found before we can
+                yield one
         except lost as error:
             raise JobError(
                 f"the system ended one of {self.n} jobs ({type(error).__name__}), as it does where memory is short; "
                 "lower compute.jobs and start again: what was measured is kept where a log is"
             ) from error
+        finally:
+            if self.on == "processes" and found:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # that jobs were cancelled: it is meant
+                    found.close()
 
     @contextlib.contextmanager
     def _started(self) -> Iterator[Any]:
@@ -210,9 +219,15 @@ _kept: dict[str, Callable[[Any], Any]] = {}
 """In a process for jobs: what was sent to it, by its hash, the latest last."""
 
 
+_parents: list[int] = []
+"""In a process for jobs: the one that it works for."""
+
+
 def _work_for(parent: int) -> None:
-    """Begins a process for jobs."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    """Begins a process for jobs, however often it is called."""
+    if not _parents:
+        _parents.append(parent)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
@@ -222,8 +237,10 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _do(data: NDArray[np.uint8], token: str, threads: int, at: int, about: Any) -> tuple[int, Any]:
-    """A job, in a process for jobs."""
+def _do(data: NDArray[np.uint8], token: str, threads: int, parent: int | None, at: int, about: Any) -> tuple[int, Any]:
+    """A job, in a process for jobs; Ray ends its own processes by itself, and theirs is another parent."""
+    if parent is not None:
+        _work_for(parent)  # again: joblib forgets how a process is to begin once it has had to end some
     torch.set_num_threads(threads)
     try:
         return at, _work(data, token)(about)

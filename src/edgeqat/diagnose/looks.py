@@ -209,10 +209,10 @@ class LookLog:
     def keep(self, batch: Labelled, look: Look) -> None:
         """Keeps what was found of a batch."""
         data = fingerprint(batch)
-        if NOTHING in look.figures:
-            self._log.keep("ranges", [(data, look.ranges)])
+        ranges = [("ranges", data, look.ranges)] if NOTHING in look.figures else []
         found = look.figures.items()
-        self._log.keep("setting", [(self._of(data, names), figures.to_dict()) for names, figures in found])
+        settings = [("setting", self._of(data, names), figures.to_dict()) for names, figures in found]
+        self._log.keep([*ranges, *settings])
 
     def _of(self, data: str, names: frozenset[str]) -> dict[str, Any]:
         return {"batch": data, **self._settings.describe(names)}

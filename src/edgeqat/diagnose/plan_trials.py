@@ -95,7 +95,7 @@ class PlanTrials:
         with closing(self._jobs.run(self._sent, missing)) as ended:
             for at, found in ended:
                 if not isinstance(found, Failed):
-                    self._log.keep("trial", [(_named(missing[at]), found)])
+                    self._log.keep([("trial", _named(missing[at]), found)])
 
     @cached_property
     def _sent(self) -> Sent:

@@ -46,22 +46,24 @@ class TrialLog:
         known = self.known(kind, of)
         if known is None:
             known = measure()
-            self.keep(kind, [(of, known)])
+            self.keep([(kind, of, known)])
         return known
 
     def known(self, kind: str, of: Any) -> dict[str, Any] | None:
         """A measurement as it was logged; None where it was not."""
         return self._known.get(self._key(kind, of))
 
-    def keep(self, kind: str, found: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-        """Logs measurements: what each was made of, and what it found.
+    def keep(self, found: Sequence[tuple[str, Any, dict[str, Any]]]) -> None:
+        """Logs measurements, those that are known already left out: of which kind, what of, and what was found.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        keyed = [(self._key(kind, of), of, own) for of, own in found]
-        self._append([{"key": key, "kind": kind, "of": of, "found": own} for key, of, own in keyed])
-        self._known.update({key: own for key, _, own in keyed})
+        new = {self._key(kind, of): (kind, of, own) for kind, of, own in found}
+        for key in new.keys() & self._known.keys():
+            del new[key]
+        self._append([{"key": key, "kind": kind, "of": of, "found": own} for key, (kind, of, own) in new.items()])
+        self._known.update({key: own for key, (_, _, own) in new.items()})
 
     def _key(self, kind: str, of: Any) -> str:
         return _sha256([self._identity, kind, of])
