@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -65,6 +66,33 @@ def test_before_a_run_and_after_it(command: CommandLine, tmp_path: Path) -> None
     other = command("sensitivity", *args, "--set=train.seed=1")
     assert "holds a run of another recipe: train.seed is 0 there, 1 here" in other.refusal(2)
     assert digests(out) == finished
+
+
+def test_jobs_write_the_same_table_and_nothing_is_looked_at_twice(command: CommandLine, tmp_path: Path) -> None:
+    args = ["digits-edge", *TINY, "--n", "40", "--json"]
+    alone = command("sensitivity", *args, "-o", tmp_path / "alone")
+    jobs = command("sensitivity", *args, "-o", tmp_path / "jobs", "--set=compute.jobs=2")
+    assert (alone.code, jobs.code) == (0, 0), jobs.err
+    assert "2 jobs at a time on processes, 1 thread each" in jobs.err
+    assert jobs.out == alone.out
+    for name in ("sensitivity.json", "sensitivity.svg"):
+        assert (tmp_path / "jobs" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    lines = [(tmp_path / name / "sensitivity.jsonl").read_text().splitlines() for name in ("jobs", "alone")]
+    assert sorted(lines[0]) == sorted(lines[1])
+    again = command("sensitivity", *args, "-o", tmp_path / "jobs")
+    assert again.out == alone.out
+    assert (tmp_path / "jobs" / "sensitivity.jsonl").read_text().splitlines() == lines[0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+@pytest.mark.parametrize("words", [["sensitivity"], ["run", "--auto"]], ids=["sensitivity", "auto"])
+def test_what_is_not_installed_is_said_before_data_is_loaded(
+    command: CommandLine, tmp_path: Path, words: list[str]
+) -> None:
+    compute = ["--set=compute.jobs=2", "--set=compute.jobs_on=ray", "--set=data.source=nowhere"]
+    ended = command(*words, "digits-edge", *TINY, *compute, "-o", tmp_path / "out")
+    assert "pip install 'edgeqat[ray]'" in ended.refusal(4)
+    assert not (tmp_path / "out").exists()
 
 
 class StopAfterFloat(Silent):

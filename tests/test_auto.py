@@ -97,6 +97,18 @@ def test_the_recipe_found_gives_the_same_figures_in_a_plain_run(mended: Path, tm
     assert figures(eq.run(str(moved / "recipe.auto.yaml"), tmp_path / "again")) == figures(found)
 
 
+def test_trials_in_jobs_find_the_same_recipe(mended: Path, tmp_path: Path) -> None:
+    told = StopAt("never")
+    report = run_auto(recipe(FAULT, gate(max_drop=0.05), "compute.jobs=2"), tmp_path / "run", monitor=told)
+    assert "2 jobs at a time on processes, 1 thread each" in told.told
+    assert figures(report) == figures(read_report(mended))
+    assert report.auto == read_report(mended).auto
+    found, wanted = (load_recipe(str(folder / "recipe.auto.yaml")) for folder in (tmp_path / "run", mended))
+    assert (found.quantize, found.train) == (wanted.quantize, wanted.train)
+    tables = [(folder / "search" / "sensitivity.json").read_bytes() for folder in (tmp_path / "run", mended)]
+    assert tables[0] == tables[1]
+
+
 class StopAt(Silent):
     """Interrupts, as Ctrl-C does, when a stage or line begins with some words for the n-th time."""
 
