@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +105,9 @@ def test_without_ray_its_install_is_named() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="wants edgeqat[ray]")
-def test_ray_finds_the_same() -> None:
+def test_ray_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))  # what jobs import must be there on every node
     with Jobs(2, "ray") as own:
         found = dict(own.run(own.send(Work()), ["a", "data", "c"]))
     assert (found[0][0], found[2][0]) == ("a", "c")
@@ -178,6 +183,22 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def in_a_daemon(send: Any) -> None:
+    with warnings.catch_warnings(), Jobs(2) as own:
+        warnings.simplefilter("ignore")  # joblib says that there will be one job at a time
+        send.put([found[0] for _, found in own.run(own.send(Work()), ["a", "b"])])
+
+
+def test_where_no_process_may_be_started_jobs_run_in_this_one() -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=in_a_daemon, args=(queue,), daemon=True)
+    process.start()
+    assert queue.get(timeout=60) == ["a", "b"]
+    process.join(timeout=60)
+    assert process.exitcode == 0
 
 
 @IS_POSIX

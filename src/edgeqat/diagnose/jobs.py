@@ -159,7 +159,7 @@ class Jobs:
         except lost as error:
             raise JobError(
                 f"the system ended one of {self.n} jobs ({type(error).__name__}), as it does where memory is short; "
-                "lower compute.jobs and start again: what was measured is kept where a log is"
+                "lower compute.jobs and start again, a run with --resume: what was measured is kept in the log"
             ) from error
         finally:
             if self.on == "processes" and found:
@@ -225,7 +225,7 @@ _parents: list[int] = []
 
 def _work_for(parent: int) -> None:
     """Begins a process for jobs, however often it is called."""
-    if not _parents:
+    if not _parents and parent != os.getpid():  # joblib starts none from a process that may not have any
         _parents.append(parent)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
