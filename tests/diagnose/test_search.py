@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from edgeqat.data.dataset import Split
 from edgeqat.diagnose.cheapest import Trial
 from edgeqat.diagnose.plan_trials import Material, PlanTrials
 from edgeqat.diagnose.treatments import BASE, FEWER_BITS, FLOAT, Choice
-from edgeqat.errors import RecipeError
+from edgeqat.errors import DataError, RecipeError
 from edgeqat.factory import build_mapping
 from edgeqat.metrics import METRICS, evaluate
 from edgeqat.recipe_quantize import QuantizeSection
@@ -193,6 +194,16 @@ def test_models_that_take_pixels_are_searched_in_pixels() -> None:
     )
     assert found.passed
     assert found.best.choice == Choice(layers=(("conv1", "mse"),))
+
+
+def test_a_search_that_fails_leaves_gradients_on() -> None:
+    """Its batches are read to their end or not: they hold no switch of torch's."""
+    data = digits()
+    broken = [(inputs, torch.full((len(inputs),), 99)) for inputs, _ in batches(data.validation)]
+    with pytest.raises(DataError):
+        eq.search(trained(), batches(data.calibration).inputs(), broken, limits=eq.Limits(max_drop=0.0))
+    gc.collect()  # what was suspended at the error is closed now, if not before
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -169,8 +169,10 @@ class Candidates:
         """The batches; for `agreement` the targets are what the float model gives."""
         agreement = self.material.metric.name == AGREEMENT
         for inputs, targets in self.material.batches:
-            with torch.no_grad():
-                yield inputs, self._float.call(inputs) if agreement else targets
+            if agreement:
+                with torch.no_grad():  # not around the yield: whoever stops early would be left without gradients
+                    targets = self._float.call(inputs)
+            yield inputs, targets
 
 
 @dataclass(frozen=True, eq=False)
