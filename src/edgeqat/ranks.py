@@ -138,13 +138,9 @@ ALONE = Ranks(alone=True)
 
 def _portable(error: Exception | None) -> Exception | None:
     """An error as it can be sent to another process: classes of others, and what they hold, may not be known there."""
-    if error is None or (isinstance(error, EdgeqatError) and type(error).__init__ is EdgeqatError.__init__):
+    if error is None or isinstance(error, EdgeqatError):
         return error
-    if not isinstance(error, EdgeqatError):
-        return EdgeqatError(f"{type(error).__name__}: {error}")
-    portable = EdgeqatError(str(error))
-    portable.exit_code = error.exit_code
-    return portable
+    return EdgeqatError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
