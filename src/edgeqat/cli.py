@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError
+from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError, SkippedWarning
 from edgeqat.launch import is_first, is_launched, launch
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def _warn(
     line: str | None = None,
 ) -> None:
     """A warning of ours is for the user, in a line; others are for who can change the code, and say where it is."""
-    if issubclass(category, CalibrationWarning):
+    if issubclass(category, (CalibrationWarning, SkippedWarning)):
         print(f"warning: {message}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)

@@ -134,3 +134,7 @@ class LostProcessError(EdgeqatError):
 
 class CalibrationWarning(UserWarning):
     """Calibration data that no good grid can come from; the message names the value and what was seen."""
+
+
+class SkippedWarning(UserWarning):
+    """Samples that could not be read and were skipped; the message counts them and names the first."""

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from edgeqat.artifact_stages import lower_all, measure_all, verify_all
 from edgeqat.callables import USER_ERRORS
-from edgeqat.data.dataset import Dataset, Split, describe, named_leaves
+from edgeqat.data.dataset import Dataset, Samples, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.diagnose.distributions import samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
@@ -49,7 +49,7 @@ from edgeqat.reporting.network import network_of
 from edgeqat.reporting.page import render_page
 from edgeqat.reporting.pictures import flipped, write_pictures
 from edgeqat.reporting.schema import Report, read_report
-from edgeqat.run_context import AGREEMENT, Run
+from edgeqat.run_context import AGREEMENT, Run, loading_of
 from edgeqat.run_folder import FolderState, check_free, claimed
 from edgeqat.signature import Batch, call
 from edgeqat.target_rules import resolve_targets
@@ -268,6 +268,11 @@ def load_data(recipe: Recipe) -> Dataset:
         std=data.std,
         calibration_n=data.calibration_n,
         needs_labels=recipe.train is not None or recipe.task.metric != AGREEMENT,
+        resize=data.resize,
+        storage=data.storage,
+        shuffle_buffer=data.shuffle_buffer,
+        max_corrupt=data.max_corrupt,
+        loading=loading_of(recipe),
     )
 
 
@@ -351,9 +356,9 @@ def check_task(work: Run, model: nn.Module) -> None:
         raise DataError(f"found {len(data.test)} test samples, wanted at least 2: {work.metric.name} has no interval")
 
 
-def _labelled_by(work: Run, model: nn.Module) -> Split:
+def _labelled_by(work: Run, model: nn.Module) -> Samples:
     """The test split with what the float model computes from it as its targets, in the model's own structure."""
     with torch.no_grad():
         outputs = [call(model, inputs) for inputs in work.batches(work.data.test).inputs()]
     targets: Any = pytree.tree_map(lambda *parts: torch.cat(parts), *outputs)
-    return Split(work.data.test.inputs, targets)
+    return work.data.test.labelled(targets)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from edgeqat.callables import is_callable_name
 from edgeqat.errors import RecipeError
 from edgeqat.recipe_compute import ComputeSection
-from edgeqat.recipe_numbers import Fraction, Number, Positive, Rate
+from edgeqat.recipe_numbers import Count, Fraction, Number, Positive, Rate
 from edgeqat.recipe_quantize import QuantizeSection, Section
 from edgeqat.recipe_train import TrainSection
 from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
@@ -61,6 +61,10 @@ class DataSection(Section):
     batch_size: Positive = 32
     calibration_n: Positive = 512
     input: Literal["normalised", "pixels"] = "normalised"
+    resize: Literal["stretch", "center_crop"] = "stretch"
+    storage: Literal["memory", "disk", "stream"] = "memory"
+    shuffle_buffer: Positive = 10_000
+    max_corrupt: Count = 0
 
 
 class TaskSection(Section):

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeqat.data.batches import Batches
-from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.dataset import Dataset, Samples
+from edgeqat.data.loading import Loading
 from edgeqat.data.share import ALL, Share
 from edgeqat.errors import RecipeError
 from edgeqat.factory import build_metric
@@ -22,7 +24,7 @@ from edgeqat.reporting.monitor import Monitor
 from edgeqat.signature import Batch
 from edgeqat.tracking import Tracking
 
-__all__ = ["AGREEMENT", "Run"]
+__all__ = ["AGREEMENT", "Run", "loading_of"]
 
 AGREEMENT = "agreement"
 """The metric whose targets are what the float model predicts, so that it needs no labels."""
@@ -59,7 +61,7 @@ class Run:
             raise RecipeError(f"data.input: pixels wants images, and {self.data.source} holds none; use normalised")
         return Pixels(self.data.mean, self.data.std)
 
-    def batches(self, split: Split, train: bool = False, user_model: bool = False, share: Share = ALL) -> Batches:
+    def batches(self, split: Samples, train: bool = False, user_model: bool = False, share: Share = ALL) -> Batches:
         """A split in batches; training ones are shuffled and augmented.
 
         Args:
@@ -80,6 +82,7 @@ class Run:
             seed=seed,
             pixels=self.pixels is not None and not user_model,
             share=share,
+            loading=loading_of(self.recipe, train),
         )
 
     def training(self, user_model: bool = False) -> Batches:
@@ -87,7 +90,7 @@ class Run:
         ranks = self.team.ranks
         return self.batches(self.data.train, train=True, user_model=user_model, share=Share(ranks.rank, ranks.size))
 
-    def dealt(self, split: Split, user_model: bool = False) -> Batches:
+    def dealt(self, split: Samples, user_model: bool = False) -> Batches:
         """A split in batches that are dealt out to the processes in turn."""
         ranks = self.team.ranks
         return self.batches(split, user_model=user_model, share=Share(ranks.rank, ranks.size, within=False))
@@ -97,3 +100,10 @@ class Run:
         inputs, _ = next(iter(self.batches(self.data.calibration, user_model=user_model)))
         first: Batch = pytree.tree_map_only(Tensor, lambda t: t[:n], inputs)
         return first
+
+
+def loading_of(recipe: Recipe, train: bool = False) -> Loading:
+    """What samples that are not in memory are read with; a GPU copies from page-locked memory while it computes."""
+    compute = recipe.compute
+    on_gpu = train and compute.accelerator != "cpu" and torch.cuda.is_available()
+    return Loading(compute.workers, compute.timeout, pin_memory=on_gpu)

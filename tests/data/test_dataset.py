@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.sizing import Sizing
 from edgeqat.errors import DataError
 
 CLASSES = torch.tensor([5, 6, 7])
@@ -78,7 +79,8 @@ def test_split_refuses(inputs: Any, targets: Any, words: str) -> None:
 
 def preprocessing(inputs: Any, side: int | None = None, channels: int = 3) -> dict[str, Any]:
     split, figures = Split(inputs, None), (0.5,) * channels
-    return Dataset("x", split, split, split, split, figures, figures, ("a", "b"), side).preprocessing()
+    sizing = None if side is None else Sizing(side)
+    return Dataset("x", split, split, split, split, figures, figures, ("a", "b"), sizing).preprocessing()
 
 
 def test_preprocessing_of_decoded_images() -> None:

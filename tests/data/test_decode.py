@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from parquet_folders import SIZE, encode, noise
 
-from edgeqat.data.decode import decode, decode_cell, require_memory
+from edgeqat.data.decode import bytes_of_cell, decode, require_memory
+from edgeqat.data.sizing import Sizing
 from edgeqat.errors import DataError
 from edgeqat.machine import available_memory
 
@@ -31,9 +32,11 @@ def test_what_fits_and_what_cannot() -> None:
 def test_a_cell_may_name_a_file(tmp_path: Path) -> None:
     pixels = noise(1, 0)[0]
     (tmp_path / "x.png").write_bytes(encode(pixels))
-    assert np.array_equal(decode_cell("x", {"bytes": None, "path": str(tmp_path / "x.png")}, SIZE), pixels)
+    assert np.array_equal(
+        decode("x", bytes_of_cell("x", {"bytes": None, "path": str(tmp_path / "x.png")}), Sizing(SIZE)), pixels
+    )
 
 
 def test_modes_of_more_than_8_bits_are_refused() -> None:
     with pytest.raises(DataError, match="x has Pillow mode I;16, wanted 8 bits a channel; convert it"):
-        decode("x", encode(np.full((8, 8), 40000, np.uint16)), SIZE)
+        decode("x", encode(np.full((8, 8), 40000, np.uint16)), Sizing(SIZE))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgeqat.data import decode
 from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.sizing import Sizing
 from edgeqat.data.sources import load
 from edgeqat.data.splitting import hold_out
 from edgeqat.errors import DataError
@@ -67,7 +68,7 @@ def parts(tmp_path: Path) -> Path:
 def test_a_stratified_fifth_is_set_aside_for_the_test(classes: Path) -> None:
     dataset = load_images(classes)
     assert dataset.labels == ("cat", "dog")
-    assert dataset.image_size == SIZE
+    assert dataset.sizing == Sizing(SIZE)
     assert [len(getattr(dataset, name)) for name in SPLITS] == [32, 4, 4, 10]
     assert dataset.test.targets.bincount().tolist() == [6, 4]
     assert_disjoint(dataset, 50)
@@ -261,7 +262,7 @@ def test_a_damaged_image_decodes_or_is_refused_in_one_line(junk: bytes, start: i
         data = encode(noise(1, 0)[0], kind)
         damaged = data[:start] + junk + data[start + length :]
         try:
-            assert decode.decode("x.png", damaged, SIZE).shape == (SIZE, SIZE, 3)
+            assert decode.decode("x.png", damaged, Sizing(SIZE)).shape == (SIZE, SIZE, 3)
         except DataError as error:
             assert str(error).startswith("x.png ")
 
@@ -319,4 +320,4 @@ def test_impossible_size_is_refused_before_it_is_allocated(classes: Path) -> Non
 
 def test_decoded_arrays_are_right_way_up(classes: Path) -> None:
     pixels = noise(30, 0)[0]
-    assert np.array_equal(decode.decode("x", (classes / "cat" / "0.png").read_bytes(), SIZE), pixels)
+    assert np.array_equal(decode.decode("x", (classes / "cat" / "0.png").read_bytes(), Sizing(SIZE)), pixels)

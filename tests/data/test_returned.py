@@ -64,7 +64,7 @@ def test_images_of_one_channel(tmp_path: Path) -> None:
     every = torch.cat([getattr(found, name).inputs for name in SPLITS[:3]]).double() / 255
     assert found.mean == pytest.approx([float(every.mean())])
     assert found.std == pytest.approx([float(every.std(correction=0))])
-    assert found.image_size is None
+    assert found.sizing is None
 
 
 def test_names_and_normalisation_of_its_own_and_those_of_the_recipe(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from edgeqat.data.sizing import draw_crops
 from edgeqat.errors import DataError
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "augment", "crop", "find_augmentations", "flip"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "augment", "crop", "find_augmentations", "flip", "random_resized_crop"]
 
 PAD_SHARE = 8
 """A crop moves an image by up to one part in this many of its side: 4 pixels at 32, as is usual for CIFAR."""
@@ -30,10 +31,12 @@ class Augmentation:
     Attributes:
         draw: (number of images, their height and width, generator) -> a row of figures for each image.
         apply: (uint8 [B, C, H, W], those rows) -> new images of the same shape.
+        encoded: Whether it is not `apply` that does it but `Sizing.apply_crop`, as the image is decoded.
     """
 
     draw: Callable[[int, tuple[int, int], Generator], Tensor]
     apply: Callable[[Tensor, Tensor], Tensor]
+    encoded: bool = False
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Draws for all `images` and applies it."""
@@ -74,7 +77,17 @@ crop = Augmentation(_draw_offsets, _shift)
 flip = Augmentation(_draw_sides, _mirror)
 """Mirrors each image left to right with probability one half."""
 
-AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType({"crop": crop, "flip": flip})
+
+def _as_they_are(images: Tensor, _: Tensor) -> Tensor:
+    return images
+
+
+random_resized_crop = Augmentation(draw_crops, _as_they_are, encoded=True)
+"""A part of the image as it was stored, 0.08 to 1 of its area and 3:4 to 4:3, resized: ImageNet's usual one."""
+
+AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
+    {"crop": crop, "flip": flip, "random_resized_crop": random_resized_crop}
+)
 """What `data.augment` may name."""
 
 
@@ -82,11 +95,14 @@ def find_augmentations(names: Sequence[str]) -> tuple[Augmentation, ...]:
     """The augmentations of `names`, in order.
 
     Raises:
-        DataError: a name is not in `AUGMENTATIONS`.
+        DataError: a name is not in `AUGMENTATIONS`, or one that works on encoded images is not the first.
     """
     for name in names:
         if name not in AUGMENTATIONS:
             raise DataError(f"data.augment has {name!r}, wanted names among {', '.join(AUGMENTATIONS)}")
+    for name in names[1:]:
+        if AUGMENTATIONS[name].encoded:
+            raise DataError(f"data.augment is {list(names)}, wanted {name} first: it is done as an image is decoded")
     return tuple(AUGMENTATIONS[name] for name in names)
 
 

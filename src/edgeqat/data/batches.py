@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils import _pytree as pytree
 
-from edgeqat.data.augment import find_augmentations
-from edgeqat.data.dataset import Split
+from edgeqat.data.augment import Augmentation, find_augmentations
+from edgeqat.data.dataset import Samples
+from edgeqat.data.loading import IN_PROCESS, Loading
 from edgeqat.data.share import ALL, Request, Share
 from edgeqat.errors import DataError
 from edgeqat.signature import Batch
@@ -64,6 +66,7 @@ class Batches:
         drop_last: Leaves out a last batch smaller than batch_size.
         pixels: Whether images stay the uint8 pixels that they are, for a model that normalises them itself.
         share: What this process gets.
+        loading: What samples that are not in memory are read with.
 
     Raises:
         DataError: an argument out of its range, an unknown augmentation or one that does not fit the split, or
@@ -72,7 +75,7 @@ class Batches:
 
     def __init__(
         self,
-        split: Split,
+        split: Samples,
         *,
         batch_size: int,
         mean: Sequence[float] | None,
@@ -83,6 +86,7 @@ class Batches:
         drop_last: bool = False,
         pixels: bool = False,
         share: Share = ALL,
+        loading: Loading = IN_PROCESS,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, wanted at least 1")
@@ -92,7 +96,7 @@ class Batches:
             raise DataError(f"{len(split)} samples make no batch of {batch_size}; lower batch_size or add samples")
         self._augmentations = find_augmentations(augment)
         if augment:
-            _check_augmentable(split)
+            _check_augmentable(split, self._augmentations)
         self._split = split
         self._batch_size = batch_size
         self._mean = mean
@@ -102,9 +106,9 @@ class Batches:
         self._drop_last = drop_last
         self._pixels = pixels
         self._share = share
+        self._loading = loading
         self._epoch = 0
-        first = Request(torch.zeros(1, dtype=torch.int64), slice(0, 1))
-        self._take(first, ())  # a mean or std that does not fit is refused now
+        self._prepare(split.blank(), ())  # a mean or std that does not fit is refused now
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration gives; `epoch` is at least 0."""
@@ -123,12 +127,12 @@ class Batches:
         """The epoch from batch `first` on, 0 .. len: just what a whole iteration gives from there."""
         if not 0 <= first <= len(self):
             raise DataError(f"found batch {first} to begin with, wanted 0 to {len(self)}")
-        return (self._take(request, drawn) for request, drawn in self._requests(first))
+        return self._read(first)
 
     def samples_of(self, batch: int) -> Tensor:
         """Indices in the split of this process's samples of a batch, in the epoch that is chosen: int64 [B]."""
         number = self._share.of_batches(self._global_batches())[batch]
-        chosen = self._chosen(self._order(self._epoch_generator()), number)
+        chosen = self._chosen(self._order(), number)
         return chosen[self._share.of_batch(len(chosen))]
 
     def weight_of(self, batch: int) -> float:
@@ -144,40 +148,55 @@ class Batches:
         full, rest = divmod(len(self._split), self._batch_size)
         return full if rest == 0 or self._drop_last else full + 1
 
-    def _requests(self, first: int) -> Iterator[tuple[Request, tuple[Tensor, ...]]]:
-        """What this process asks for from its batch `first` on, each with what its augmentations have drawn."""
+    def _read(self, first: int) -> Iterator[tuple[Batch, Any]]:
         generator = self._epoch_generator()
-        order = self._order(generator)
+        order = self._split.order(generator if self._shuffle else None)
+        waiting: deque[tuple[Tensor, ...]] = deque()
+
+        def asked() -> Iterator[Request]:
+            for request, drawn in self._requests(order, generator, first):
+                waiting.append(drawn)
+                yield request
+
+        for inputs, targets in self._split.read(order, asked(), self._loading):
+            prepared = self._prepare(inputs, waiting.popleft())
+            yield (
+                pytree.tree_map(Tensor.pin_memory, (prepared, targets))
+                if self._loading.pin_memory
+                else (
+                    prepared,
+                    targets,
+                )
+            )
+
+    def _requests(
+        self, order: Tensor, generator: Generator, first: int
+    ) -> Iterator[tuple[Request, tuple[Tensor, ...]]]:
+        """What this process asks for from its batch `first` on, each with what its augmentations have drawn."""
         own_batches = self._share.of_batches(self._global_batches())[first:]
-        for number in range(self._global_batches()):
+        size = self._split.image_size or (0, 0)
+        for number in range(own_batches[-1] + 1 if own_batches else 0):
             chosen = self._chosen(order, number)
             # Batches that are not asked for draw too: what a batch gets must not depend on who asked for the others.
-            drawn = tuple(a.draw(len(chosen), self._image_size(), generator) for a in self._augmentations)
+            drawn = [augmentation.draw(len(chosen), size, generator) for augmentation in self._augmentations]
             if number in own_batches:
                 own = self._share.of_batch(len(chosen))
-                yield Request(chosen, own), tuple(rows[own] for rows in drawn)
+                crops = drawn[0] if self._augmentations and self._augmentations[0].encoded else None
+                yield Request(chosen, own, crops), tuple(rows[own] for rows in drawn)
 
-    def _order(self, generator: Generator) -> Tensor:
-        n = len(self._split)
-        return torch.randperm(n, generator=generator) if self._shuffle else torch.arange(n)
+    def _order(self) -> Tensor:
+        return self._split.order(self._epoch_generator() if self._shuffle else None)
 
     def _chosen(self, order: Tensor, number: int) -> Tensor:
         return order[number * self._batch_size : (number + 1) * self._batch_size]
-
-    def _image_size(self) -> tuple[int, int]:
-        height, width = self._split.image_inputs[0].shape[2:]
-        return height, width
 
     def _epoch_generator(self) -> Generator:
         # SeedSequence mixes the two: seed + epoch would give seed 0's second epoch to seed 1's first.
         state = np.random.SeedSequence(self._seed, spawn_key=(self._epoch,)).generate_state(1, np.uint64)
         return Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
-    def _take(self, request: Request, drawn: tuple[Tensor, ...]) -> tuple[Batch, Any]:
-        chosen = request.chosen[request.own]
-
-        def prepare(inputs: Tensor) -> Tensor:
-            taken = inputs[chosen]
+    def _prepare(self, inputs: Any, drawn: tuple[Tensor, ...]) -> Batch:
+        def prepare(taken: Tensor) -> Tensor:
             if taken.dtype != torch.uint8:
                 return taken
             for augmentation, rows in zip(self._augmentations, drawn, strict=False):
@@ -188,9 +207,8 @@ class Batches:
                 raise DataError("images have no mean and std, wanted one figure per channel each")
             return normalise(taken, self._mean, self._std)
 
-        targets = pytree.tree_map_only(Tensor, lambda t: t[chosen], self._split.targets)
-        inputs: Batch = pytree.tree_map(prepare, self._split.inputs)
-        return inputs, targets
+        prepared: Batch = pytree.tree_map(prepare, inputs)
+        return prepared
 
     def inputs(self) -> Inputs:
         """The same batches without their targets, for calibration."""
@@ -210,8 +228,8 @@ class Inputs:
         return (inputs for inputs, _ in self._batches)
 
 
-def _check_augmentable(split: Split) -> None:
-    if not isinstance(split.inputs, Tensor) or split.inputs.dtype != torch.uint8:
+def _check_augmentable(split: Samples, augmentations: Sequence[Augmentation]) -> None:
+    if split.image_size is None:
         raise DataError(
             "data.augment moves the pixels of one tensor of uint8 images, and these inputs are no such; "
             "set it to null and augment in the data's own code"
@@ -220,4 +238,9 @@ def _check_augmentable(split: Split) -> None:
         raise DataError(
             "data.augment moves pixels, and targets that are no classes might have to move with them; "
             "set it to null and augment in the data's own code"
+        )
+    if augmentations[0].encoded and not split.encoded:
+        raise DataError(
+            "data.augment: random_resized_crop is taken of images as they were stored, and in memory they have their "
+            "final size; set data.storage to disk or stream, or use crop"
         )

@@ -1,18 +1,94 @@
-"""A data set in memory: splits of inputs and targets, and what a device must know of them."""
+"""A data set: splits of inputs and targets, in memory or not, and what a device must know of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils import _pytree as pytree
 
+from edgeqat.data.loading import Loading
+from edgeqat.data.share import Request
+from edgeqat.data.sizing import Sizing
 from edgeqat.errors import DataError
 from edgeqat.signature import Batch
 
-__all__ = ["Dataset", "Source", "Split", "describe", "named_leaves"]
+__all__ = ["Dataset", "Samples", "Source", "Split", "classes_of", "describe", "named_leaves"]
+
+
+class Samples(Protocol):
+    """What everything but reading relies on in a split, wherever its inputs are; its targets are in memory."""
+
+    @property
+    def inputs(self) -> Batch:
+        """The inputs where they are in memory.
+
+        Raises:
+            DataError: they are not.
+        """
+        ...
+
+    @property
+    def targets(self) -> Any:
+        """Classes, int64 [N]; or any pytree of tensors; or None where there are no labels."""
+        ...
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The targets where they are classes; else None."""
+        ...
+
+    @property
+    def image_inputs(self) -> list[Tensor]:
+        """Those inputs that are images and held in memory, uint8 [N, C, H, W]."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width where the inputs are one tensor of images, else None."""
+        ...
+
+    @property
+    def encoded(self) -> bool:
+        """Whether images are decoded as they are read, so that a crop can be taken of the image as it was stored."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Split:
+        """The samples at `indices` (int64 [M]) in memory, in that order, but for those that cannot be read."""
+        ...
+
+    def subset(self, indices: Tensor) -> Samples:
+        """The samples at `indices`, where they are; a stream keeps its own order."""
+        ...
+
+    def labelled(self, targets: Any) -> Samples:
+        """The same inputs with other targets."""
+        ...
+
+    def checked(self, loading: Loading) -> Samples:
+        """Itself without the samples that cannot be read, as far as `data.max_corrupt` lets them be skipped."""
+        ...
+
+    def blank(self) -> Any:
+        """Inputs of one sample, all zero."""
+        ...
+
+    def order(self, generator: Generator | None) -> Tensor:
+        """The order of an epoch, a permutation of 0 .. N - 1; without a generator its own."""
+        ...
+
+    def read(self, order: Tensor, requests: Iterable[Request], loading: Loading) -> Iterator[tuple[Any, Any]]:
+        """(inputs, targets) of each request; requests follow `order`, and their inputs are new tensors."""
+        ...
+
+    def identity(self) -> Any:
+        """What a fingerprint is made of: all of what is in memory, names, sizes and targets of what is not."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +134,60 @@ class Split:
     @property
     def classes(self) -> Tensor | None:
         """The targets where they are classes, int64 [N]; else None."""
-        targets = self.targets
-        return targets if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1 else None
+        return classes_of(self.targets)
 
     @property
     def image_inputs(self) -> list[Tensor]:
         """Those inputs that are images, uint8 [N, C, H, W]."""
         return [leaf for leaf in pytree.tree_leaves(self.inputs) if leaf.dtype == torch.uint8]
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width where the inputs are one tensor of images, else None."""
+        if not isinstance(self.inputs, Tensor) or self.inputs.dtype != torch.uint8:
+            return None
+        height, width = self.inputs.shape[2:]
+        return height, width
+
+    @property
+    def encoded(self) -> bool:
+        """Whether images are decoded as they are read."""
+        return False
+
     def take(self, indices: Tensor) -> Split:
         """A copy of the samples at `indices` (int64 [M]), in that order."""
         inputs, targets = pytree.tree_map_only(Tensor, lambda t: t[indices], (self.inputs, self.targets))
         return Split(inputs, targets)
+
+    def subset(self, indices: Tensor) -> Split:
+        """As `take`."""
+        return self.take(indices)
+
+    def labelled(self, targets: Any) -> Split:
+        """The same inputs with other targets."""
+        return Split(self.inputs, targets)
+
+    def checked(self, loading: Loading) -> Split:
+        """Itself: what is in memory has been read."""
+        return self
+
+    def blank(self) -> Any:
+        """Inputs of one sample, all zero."""
+        return pytree.tree_map_only(Tensor, torch.zeros_like, self.take(torch.zeros(1, dtype=torch.int64)).inputs)
+
+    def order(self, generator: Generator | None) -> Tensor:
+        """A permutation, or 0 .. N - 1."""
+        return torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+
+    def read(self, order: Tensor, requests: Iterable[Request], loading: Loading) -> Iterator[tuple[Any, Any]]:
+        """(inputs, targets) of each request, as new tensors."""
+        for request in requests:
+            taken = self.take(request.chosen[request.own])
+            yield taken.inputs, taken.targets
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that it holds."""
+        return {"inputs": self.inputs, "targets": self.targets}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +199,15 @@ class Source:
         test: None where the source has no test part: a share of training is set aside then.
         labels: The class names, by class; None where none are known.
         mean, std: Its defaults, per channel of images in 0..1; None: measured over what is not tested.
-        image_size: Side that its images were resized to; None where they are used as they came.
+        sizing: How its images came to their size; None where they are used as they came.
     """
 
-    training: Split
-    test: Split | None
+    training: Samples
+    test: Samples | None
     labels: tuple[str, ...] | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    image_size: int | None = None
+    sizing: Sizing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +220,18 @@ class Dataset:
             watched on, and what is reported. Without labels nothing is trained, and validation is empty.
         mean, std: Per channel, of images in 0..1; None where the inputs are float32.
         labels: The class names, by class; None where there are no classes.
-        image_size: Side that RGB images were resized to; None where inputs are used as they came.
+        sizing: How RGB images came to their size; None where inputs are used as they came.
     """
 
     source: str
-    train: Split
+    train: Samples
     calibration: Split
     validation: Split
-    test: Split
+    test: Samples
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     labels: tuple[str, ...] | None
-    image_size: int | None = None
+    sizing: Sizing | None = None
 
     def preprocessing(self, pixels: bool = False) -> dict[str, Any]:
         """What a device has to do to its inputs, JSON-ready; `pixels`: whether the model normalises images itself.
@@ -121,7 +239,7 @@ class Dataset:
         Where the model has several inputs there is an entry for each, by its keyword or its position.
         """
         labels = {"labels": None if self.labels is None else list(self.labels)}
-        inputs = self.test.inputs
+        inputs = self.calibration.inputs
         if isinstance(inputs, Tensor):
             return self._preprocessing_of(inputs, pixels) | labels
         each = inputs if isinstance(inputs, dict) else {str(i): part for i, part in enumerate(inputs)}
@@ -131,18 +249,19 @@ class Dataset:
     def _preprocessing_of(self, inputs: Tensor, pixels: bool) -> dict[str, Any]:
         if inputs.dtype != torch.uint8 or self.mean is None or self.std is None:
             return {"input": "float32 as given", "layout": None, "resize": None}
-        channels, side = inputs.shape[1], self.image_size
+        channels = inputs.shape[1]
         # What the user's own code returned may have any order of channels; only what was decoded here is RGB.
-        colours = "RGB" if side is not None else f"{channels} channel{'' if channels == 1 else 's'}"
+        colours = "RGB" if self.sizing is not None else f"{channels} channel{'' if channels == 1 else 's'}"
         normalisation = {"mean": list(self.mean), "std": list(self.std)}
         given: dict[str, Any] = {"input": f"{colours} in 0..1", **normalisation}
         if pixels:
             given = {"input": f"{colours}, pixels in 0..255", "mean": None, "std": None, "in_the_model": normalisation}
-        return {
-            **given,
-            "layout": "NCHW",
-            "resize": None if side is None else {"size": [side, side], "method": "bilinear"},
-        }
+        return {**given, "layout": "NCHW", "resize": None if self.sizing is None else self.sizing.steps()}
+
+
+def classes_of(targets: Any) -> Tensor | None:
+    """Targets where they are classes, int64 [N]; else None."""
+    return targets if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1 else None
 
 
 def named_leaves(name: str, tree: Any) -> dict[str, Any]:

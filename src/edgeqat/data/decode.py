@@ -1,6 +1,6 @@
 """Encoded images become RGB pixels of one size, in memory that was found to be there first.
 
-Everything is decoded once: at 32x32 a training epoch is bound by the model, not by JPEG.
+What is held in memory is decoded once: at 32x32 a training epoch is bound by the model, not by JPEG.
 """
 
 from __future__ import annotations
@@ -8,26 +8,23 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
+from edgeqat.data.corrupt import Skipped
+from edgeqat.data.sizing import Pixels, Sizing
 from edgeqat.errors import DataError
 from edgeqat.machine import available_memory
 
-__all__ = ["CHANNELS", "Pixels", "allocate", "decode", "decode_cell", "decode_files", "require_memory", "to_rgb"]
+__all__ = ["CHANNELS", "allocate", "bytes_of_cell", "decode", "decode_files", "read_file", "require_memory"]
 
 CHANNELS = 3
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 """Pillow modes that convert to RGB faithfully; it clips 16-bit and float images to 255 without a word."""
 COPIES = 2
 """A part of a source is held twice while it is split."""
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 def require_memory(what: str, n_bytes: int) -> None:
@@ -55,60 +52,73 @@ def allocate(what: str, n: int, image_size: int) -> tuple[Tensor, Pixels]:
     return images, images.numpy().transpose(0, 2, 3, 1)
 
 
-def decode_files(what: str, files: Sequence[Path], image_size: int) -> Tensor:
-    """Image files as uint8 [N, 3, image_size, image_size].
+def decode_files(what: str, files: Sequence[Path], sizing: Sizing, skipped: Skipped) -> tuple[Tensor, list[int]]:
+    """Image files as uint8 [N, 3, S, S], and which of the files these are.
 
     Raises:
-        DataError: a file cannot be read or decoded, or all of them do not fit into memory.
+        DataError: more files than may be skipped cannot be read or decoded, or all of them do not fit into memory.
     """
-    images, view = allocate(what, len(files), image_size)
+    images, view = allocate(what, len(files), sizing.side)
+    kept: list[int] = []
     for index, file in enumerate(files):
         try:
-            data = file.read_bytes()
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise DataError(f"{file} cannot be read ({reason}); repair or remove it") from error
-        view[index] = decode(str(file), data, image_size)
-    return images
+            view[len(kept)] = decode(str(file), read_file(file), sizing)
+        except DataError as error:
+            skipped.add(str(file), str(error))
+        else:
+            kept.append(index)
+    return images[: len(kept)], kept
 
 
-def decode_cell(what: str, cell: object, image_size: int) -> Pixels:
-    """Pixels of one cell of a table, {bytes, path} or plain bytes: uint8 [image_size, image_size, 3].
+def read_file(file: Path) -> bytes:
+    """A file's bytes.
 
     Raises:
-        DataError: it holds no image that can be decoded.
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{file} cannot be read ({reason}); repair or remove it") from error
+
+
+def bytes_of_cell(what: str, cell: object) -> bytes:
+    """The encoded image in one cell of a table, {bytes, path} or plain bytes.
+
+    Raises:
+        DataError: it holds none.
     """
     data = cell
     if isinstance(cell, Mapping):
         data, path = cell.get("bytes"), cell.get("path")
         if data is None and isinstance(path, str) and Path(path).is_file():
-            data = Path(path).read_bytes()
+            data = read_file(Path(path))
     if not isinstance(data, bytes):
         raise DataError(f"{what} holds no bytes, wanted an encoded image in {{bytes, path}}")
-    return decode(what, data, image_size)
+    return data
 
 
-def decode(what: str, data: bytes, image_size: int) -> Pixels:
-    """Pixels of one encoded image: uint8 [image_size, image_size, 3].
+def decode(what: str, data: bytes | Image.Image, sizing: Sizing, crop: Tensor | None = None) -> Pixels:
+    """Pixels of one image: uint8 [S, S, 3].
+
+    Args:
+        what: How messages call it.
+        data: The image, encoded or open.
+        sizing: How it comes to its size.
+        crop: A row of `draw_crops`, for a random part of it.
 
     Raises:
         DataError: it cannot be decoded, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            rgb = to_rgb(image, image_size) if mode in EIGHT_BIT_MODES else None
+        with data.copy() if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
+            mode, rgb = image.mode, None
+            if mode in EIGHT_BIT_MODES:
+                rgb = sizing.apply(image) if crop is None else sizing.apply_crop(image, crop)
     except Exception as error:
         # Pillow's decoders raise whatever a broken file makes them trip over: EOFError, struct.error, IndexError.
         raise DataError(f"{what} cannot be decoded, wanted PNG, JPEG or the like; replace it") from error
     if rgb is None:
         raise DataError(f"{what} has Pillow mode {mode}, wanted 8 bits a channel; convert it")
     return rgb
-
-
-def to_rgb(image: Image.Image, image_size: int) -> Pixels:
-    """uint8 [image_size, image_size, 3]; bilinear, and averaging when it shrinks."""
-    rgb = image.convert("RGB")
-    if rgb.size != (image_size, image_size):
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)

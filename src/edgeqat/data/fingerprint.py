@@ -29,6 +29,8 @@ def _feed(digest: _Hash, value: Any) -> None:
     if isinstance(value, Tensor):
         digest.update(f"tensor {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif hasattr(value, "identity"):  # a split
+        _feed(digest, value.identity())
     elif is_dataclass(value):
         named = {field.name: getattr(value, field.name) for field in fields(value)}
         _feed(digest, named)

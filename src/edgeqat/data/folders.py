@@ -13,9 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from edgeqat.data.dataset import Source, Split
+from edgeqat.data.corrupt import Skipped
+from edgeqat.data.dataset import Samples, Source, Split
 from edgeqat.data.decode import decode_files
+from edgeqat.data.readers import FileReader
+from edgeqat.data.reading import Reading
 from edgeqat.errors import DataError
 
 __all__ = ["read_folder"]
@@ -26,13 +30,13 @@ TEST_PARTS = ("test", "val", "validation", "valid")
 """What the folder of the test part may be called; the first that is there is taken."""
 
 
-def read_folder(source: str, folder: Path, image_size: int, needs_labels: bool) -> Source:
-    """Reads a folder of images.
+def read_folder(source: str, folder: Path, reading: Reading, needs_labels: bool) -> Source:
+    """Reads a folder of images, or lists it where images are read when they are needed.
 
     Args:
         source: How messages call it.
         folder: The folder.
-        image_size: Side of the images wanted.
+        reading: How images are read.
         needs_labels: Whether subfolders are classes. If not, every image below is a sample without a label.
 
     Raises:
@@ -40,8 +44,8 @@ def read_folder(source: str, folder: Path, image_size: int, needs_labels: bool) 
     """
     training, test = _parts(source, folder)
     if not needs_labels:
-        splits = [_unlabelled(part, image_size) for part in (training, test) if part is not None]
-        return Source(splits[0], splits[1] if len(splits) > 1 else None, None, image_size=image_size)
+        unlabelled = [(part, _unlabelled(part), None) for part in (training, test) if part is not None]
+        return _source(unlabelled, None, reading)
     names = _classes(training)
     if test is not None and _classes(test) != names:
         only = sorted(set(names) ^ set(_classes(test)))
@@ -49,8 +53,26 @@ def read_folder(source: str, folder: Path, image_size: int, needs_labels: bool) 
             f"{source}: {training.name} and {test.name} have different classes ({', '.join(only)} are in "
             "one of them only), wanted the same subfolders in both"
         )
-    splits = [_labelled(part, names, image_size) for part in (training, test) if part is not None]
-    return Source(splits[0], splits[1] if len(splits) > 1 else None, tuple(names), image_size=image_size)
+    listed = [(part, *_labelled(part, names)) for part in (training, test) if part is not None]
+    return _source(listed, tuple(names), reading)
+
+
+def _source(
+    listed: Sequence[tuple[Path, list[Path], Tensor | None]], names: tuple[str, ...] | None, reading: Reading
+) -> Source:
+    """Of one or two parts: their folders, files and labels."""
+    skipped = Skipped(str(listed[0][0]), reading.max_corrupt)
+    if reading.storage == "stream":
+        raise DataError(f"data.storage: stream reads folders of shards, and {listed[0][0]} holds files; use disk")
+    splits: list[Samples] = []
+    for part, files, labels in listed:
+        if reading.storage == "disk":
+            splits.append(reading.stored(str(part), FileReader(part, files), labels))
+        else:
+            images, kept = decode_files(str(part), files, reading.sizing, skipped)
+            splits.append(Split(images, None if labels is None else labels[kept]))
+    skipped.tell()
+    return Source(splits[0], splits[1] if len(splits) > 1 else None, names, sizing=reading.sizing)
 
 
 def _parts(source: str, folder: Path) -> tuple[Path, Path | None]:
@@ -87,7 +109,7 @@ def _classes(part: Path) -> list[str]:
     return names
 
 
-def _labelled(part: Path, names: Sequence[str], image_size: int) -> Split:
+def _labelled(part: Path, names: Sequence[str]) -> tuple[list[Path], Tensor]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -96,14 +118,14 @@ def _labelled(part: Path, names: Sequence[str], image_size: int) -> Split:
             raise DataError(f"the class folder {part / name} holds no images, wanted {_wanted()}; fill or remove it")
         files += found
         labels += [label] * len(found)
-    return Split(decode_files(str(part), files, image_size), torch.tensor(labels))
+    return files, torch.tensor(labels)
 
 
-def _unlabelled(part: Path, image_size: int) -> Split:
+def _unlabelled(part: Path) -> list[Path]:
     files = list(_images(part))
     if not files:
         raise DataError(f"{part} holds no images, wanted {_wanted()}")
-    return Split(decode_files(str(part), files, image_size), None)
+    return files
 
 
 def _images(folder: Path, inside: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:

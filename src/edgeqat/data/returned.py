@@ -20,6 +20,9 @@ from torch.utils import _pytree as pytree
 from edgeqat.callables import USER_ERRORS, resolve_callable
 from edgeqat.data.dataset import Source, Split, describe, named_leaves
 from edgeqat.data.decode import require_memory
+from edgeqat.data.readers import PairReader
+from edgeqat.data.reading import Reading
+from edgeqat.data.stored import StoredSplit
 from edgeqat.errors import DataError, EdgeqatError
 
 __all__ = ["read_callable"]
@@ -28,7 +31,7 @@ KEYS = ("train", "test", "labels", "mean", "std")
 WANTED = "wanted (inputs, targets) or a sequence of (input, target) pairs"
 
 
-def read_callable(source: str) -> Source:
+def read_callable(source: str, reading: Reading) -> Source:
     """Calls `module:callable` or `file.py:callable` without arguments and takes what it returns.
 
     Raises:
@@ -51,10 +54,34 @@ def read_callable(source: str) -> Source:
             f"data.source {source} returned a mapping of {', '.join(map(str, found)) or 'nothing'}, "
             "wanted train and test, and perhaps labels, mean, std"
         )
+    labels = _labels(source, found.get("labels"))
+    mean, std = (_figures(source, key, found.get(key)) for key in ("mean", "std"))
+    if reading.storage != "memory":
+        stored = [_stored(f"{source}: {part}", found[part], reading) for part in KEYS[:2]]
+        return Source(stored[0], stored[1], labels, mean, std, reading.sizing)
     training, test = (_part(f"{source}: {part}", found[part]) for part in KEYS[:2])
     _check_alike(source, training, test)
-    mean, std = (_figures(source, key, found.get(key)) for key in ("mean", "std"))
-    return Source(training, test, _labels(source, found.get("labels")), mean, std)
+    return Source(training, test, labels, mean, std)
+
+
+def _stored(what: str, found: Any, reading: Reading) -> StoredSplit:
+    """A dataset whose samples are read when they are needed; its labels are needed beforehand."""
+    if reading.storage == "stream":
+        raise DataError(f"data.storage: stream reads folders of shards, and {what} is none; use disk")
+    targets = getattr(found, "targets", None)
+    if isinstance(found, tuple) or targets is None or not hasattr(found, "__getitem__"):
+        raise DataError(
+            f"{what} is {describe(found)}, wanted for data.storage: disk a sequence of (image, class) pairs with an "
+            "attribute targets, the class of each"
+        )
+    try:
+        classes, n = torch.as_tensor(targets), len(found)
+    except USER_ERRORS as error:
+        # The user's code may raise anything.
+        raise DataError(f"{what} has no length or targets: {type(error).__name__}: {error}") from error
+    if classes.is_floating_point() or classes.dtype == torch.bool or tuple(classes.shape) != (n,):
+        raise DataError(f"{what} has {n} samples and targets {describe(classes)}, wanted a class number for each")
+    return reading.stored(what, PairReader(what, found), classes.to(torch.int64))
 
 
 def _part(what: str, found: Any) -> Split:

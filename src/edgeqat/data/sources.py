@@ -1,8 +1,9 @@
-"""Where data comes from: `load` turns a source's name into four fixed, disjoint splits in memory.
+"""Where data comes from: `load` turns a source's name into four fixed, disjoint splits.
 
     digits                scikit-learn's 8x8 handwritten digits, which need no download
     cifar10               the hub's uoft-cs/cifar10, through the datasets library
-    a folder              of image files, or a local data set of the datasets library (*.parquet, save_to_disk)
+    a folder              of image files, of train-*.tar, or a local data set of the datasets library (*.parquet,
+                          save_to_disk)
     file.py:callable      the user's own code, or module:callable
     anything else         a name of the datasets library's hub
 
@@ -22,12 +23,16 @@ from PIL import Image
 from torch import Tensor
 
 from edgeqat.callables import is_callable_name
-from edgeqat.data.dataset import Dataset, Source, Split
-from edgeqat.data.decode import allocate, to_rgb
+from edgeqat.data.dataset import Dataset, Samples, Source, Split
+from edgeqat.data.decode import allocate
 from edgeqat.data.folders import read_folder
+from edgeqat.data.loading import IN_PROCESS, Loading
+from edgeqat.data.reading import Reading, Storage
 from edgeqat.data.returned import read_callable
+from edgeqat.data.sizing import Resize, Sizing
 from edgeqat.data.splitting import carve, check_classes, hold_out
 from edgeqat.data.tables import CIFAR10_HUB, CIFAR10_MEAN, CIFAR10_STD, is_table_folder, read_hub, read_table_folder
+from edgeqat.data.tars import is_tar_folder, read_tar_folder
 from edgeqat.errors import DataError
 from edgeqat.recipe import expanded, is_dataset_name
 
@@ -47,19 +52,29 @@ def load(
     calibration_n: int,
     base_dir: Path | None = None,
     needs_labels: bool = True,
+    resize: Resize = "stretch",
+    storage: Storage = "memory",
+    shuffle_buffer: int = 10_000,
+    max_corrupt: int = 0,
+    loading: Loading = IN_PROCESS,
 ) -> Dataset:
     """Reads a source and splits it.
 
     Args:
         source: See the module's docstring.
-        image_size: Side of the square RGB images returned; others are resized bilinearly, without regard to
-            their aspect ratio. What a callable returns is not resized.
+        image_size: Side of the square RGB images returned. What a callable returns in memory is not resized.
         mean: Per channel, of images in 0..1. None: the source's own. For digits 0.5, for cifar10 the figures
             everyone uses, else those measured over train, calibration and validation. Float inputs have none.
         std: As `mean`.
         calibration_n: How many training samples to set aside for calibration.
         base_dir: What a relative folder is relative to; None: the working directory.
         needs_labels: Whether samples without labels are refused.
+        resize: How images come to their size, bilinearly: see `Sizing`.
+        storage: Whether train and test are held in memory, or read when they are needed: in any order from a disk,
+            or shard by shard as a stream. Calibration and validation are held in memory.
+        shuffle_buffer: How many samples of a stream are held, undecoded, to draw the next ones from.
+        max_corrupt: How many samples that cannot be read may be skipped, in a load or an epoch.
+        loading: Who decodes what is looked through now.
 
     Raises:
         DataError: the source is unknown, missing, unreadable, empty, of one class or has labels out of range;
@@ -71,7 +86,8 @@ def load(
     if calibration_n < 1:
         raise DataError(f"data.calibration_n is {calibration_n}, wanted at least 1")
     try:
-        read = _read(source, image_size, base_dir, needs_labels)
+        reading = Reading(Sizing(image_size, resize), storage, shuffle_buffer, max_corrupt, loading)
+        read = _read(source, reading, base_dir, needs_labels)
     except OSError as error:  # a folder above that may not be entered, a name that is too long
         place = source if error.filename is None else error.filename
         raise DataError(f"data.source: {place} cannot be read ({error.strerror or error}); check it") from error
@@ -82,10 +98,10 @@ def load(
         )
     labels = _check_labels(source, read)
     train, calibration, validation, test = carve(source, read, calibration_n)
+    test = test.checked(loading)  # every variant is judged on the same samples, each of them once
     check_classes(f"{source}: the test split", test, 0 if labels is None else len(labels))
     chosen_mean, chosen_std = _normalisation(source, read, (train, calibration, validation), mean, std)
-    size = read.image_size
-    return Dataset(source, train, calibration, validation, test, chosen_mean, chosen_std, labels, size)
+    return Dataset(source, train, calibration, validation, test, chosen_mean, chosen_std, labels, read.sizing)
 
 
 def has_own_shape(source: str) -> bool:
@@ -93,42 +109,46 @@ def has_own_shape(source: str) -> bool:
     return is_callable_name(source) and not Path(source).is_dir()
 
 
-def _read(source: str, image_size: int, base_dir: Path | None, needs_labels: bool) -> Source:
+def _read(source: str, reading: Reading, base_dir: Path | None, needs_labels: bool) -> Source:
     if source == "digits":
-        return _read_digits(image_size)
+        if reading.storage != "memory":
+            raise DataError(f"data.storage is {reading.storage}, and digits come from memory; set it to memory")
+        return _read_digits(reading.sizing)
     if source == "cifar10":
         advice = "without a network, set data.source to a local folder holding its train-*.parquet and test-*.parquet"
-        cifar10 = read_hub("cifar10", CIFAR10_HUB, image_size, advice)
+        cifar10 = read_hub("cifar10", CIFAR10_HUB, reading, advice)
         return replace(cifar10, mean=CIFAR10_MEAN, std=CIFAR10_STD)
     folder = expanded(source)
     if base_dir is not None:
         folder = base_dir / folder  # an absolute folder wins over base_dir
     if source and folder.is_dir():
         if is_table_folder(folder):
-            return read_table_folder(source, folder, image_size)
-        return read_folder(source, folder, image_size, needs_labels)
+            return read_table_folder(source, folder, reading)
+        if is_tar_folder(folder):
+            return read_tar_folder(source, folder, reading)
+        return read_folder(source, folder, reading, needs_labels)
     if is_callable_name(source):
-        return read_callable(source)
+        return read_callable(source, reading)
     if folder.exists() or not is_dataset_name(source):
         raise DataError(
             f"data.source {source!r} is not digits, cifar10, a folder (looked for {folder}), a callable or the "
             "name of a data set on the hub; check it"
         )
-    return read_hub(source, source, image_size, f"nor is there a folder {folder}; give one that exists")
+    return read_hub(source, source, reading, f"nor is there a folder {folder}; give one that exists")
 
 
-def _read_digits(image_size: int) -> Source:
+def _read_digits(sizing: Sizing) -> Source:
     """Upsamples the 8x8 digits (0..16) to RGB; the test split is stratified by class."""
     from sklearn.datasets import load_digits  # heavy, and not needed by the other sources
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images, view = allocate("digits", len(pixels), image_size)
+    images, view = allocate("digits", len(pixels), sizing.side)
     for index, image in enumerate(pixels):
-        view[index] = to_rgb(Image.fromarray(image), image_size)
+        view[index] = sizing.apply(Image.fromarray(image))
     whole = Split(images, torch.from_numpy(digits.target.astype(np.int64)))
     training, test = hold_out(whole, DIGITS_TEST_N)
-    return Source(training, test, tuple(str(name) for name in digits.target_names), HALF, HALF, image_size)
+    return Source(training, test, tuple(str(name) for name in digits.target_names), HALF, HALF, sizing)
 
 
 def _check_labels(source: str, read: Source) -> tuple[str, ...] | None:
@@ -150,7 +170,7 @@ def _check_labels(source: str, read: Source) -> tuple[str, ...] | None:
 def _normalisation(
     source: str,
     read: Source,
-    training: Sequence[Split],
+    training: Sequence[Samples],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgeqat.data.dataset import Source, Split
+from edgeqat.data.dataset import Samples, Source, Split
 from edgeqat.errors import DataError
 
 __all__ = ["carve", "check_classes", "hold_out", "with_test"]
@@ -27,7 +27,7 @@ TEST_SHARE = 5
 """One sample in this many is set aside for the test, where a source has no test part."""
 
 
-def hold_out(whole: Split, n: int) -> tuple[Split, Split]:
+def hold_out(whole: Samples, n: int) -> tuple[Samples, Samples]:
     """Sets n samples aside, each class giving its share to within one sample: (the rest, those n)."""
     order = _permutation(len(whole))
     if whole.classes is not None:
@@ -37,10 +37,10 @@ def hold_out(whole: Split, n: int) -> tuple[Split, Split]:
     chosen = np.zeros(len(whole), dtype=bool)
     chosen[order[picks]] = True
     rest, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    return whole.take(torch.from_numpy(rest)), whole.take(torch.from_numpy(test))
+    return whole.subset(torch.from_numpy(rest)), whole.subset(torch.from_numpy(test))
 
 
-def with_test(name: str, read: Source) -> tuple[Source, Split]:
+def with_test(name: str, read: Source) -> tuple[Source, Samples]:
     """The source and its test part, set aside from its training part where it has none of its own.
 
     Raises:
@@ -55,7 +55,7 @@ def with_test(name: str, read: Source) -> tuple[Source, Split]:
     return replace(read, training=rest, test=test), test
 
 
-def carve(name: str, read: Source, calibration_n: int) -> tuple[Split, Split, Split, Split]:
+def carve(name: str, read: Source, calibration_n: int) -> tuple[Samples, Split, Split, Samples]:
     """The four splits of a source: (train, calibration, validation, test).
 
     Without labels nothing is trained: validation is empty, and without a test part everything that is not
@@ -79,13 +79,13 @@ def carve(name: str, read: Source, calibration_n: int) -> tuple[Split, Split, Sp
     order = torch.from_numpy(_permutation(n))
     validation = training.take(order[:validation_n])
     calibration = training.take(order[validation_n : validation_n + calibration_n])
-    train = training.take(order[validation_n + calibration_n :])
+    train = training.subset(order[validation_n + calibration_n :])
     if train.classes is not None and train.classes.min() == train.classes.max():
         raise DataError(f"{name}: the {len(train)} samples left to train on have one class; lower calibration_n")
     return train, calibration, validation, test
 
 
-def _carve_unlabelled(name: str, read: Source, calibration_n: int) -> tuple[Split, Split, Split, Split]:
+def _carve_unlabelled(name: str, read: Source, calibration_n: int) -> tuple[Samples, Split, Split, Samples]:
     n, none = len(read.training), torch.zeros(0, dtype=torch.int64)
     order = torch.from_numpy(_permutation(n))
     chosen, rest = order[:calibration_n], order[calibration_n:].sort().values
@@ -95,11 +95,11 @@ def _carve_unlabelled(name: str, read: Source, calibration_n: int) -> tuple[Spli
         raise DataError(f"data.calibration_n is {calibration_n}, but {name} has {n} samples{left}; lower it")
     training, calibration, empty = read.training, read.training.take(chosen), read.training.take(none)
     if read.test is None:
-        return empty, calibration, empty, training.take(rest)
-    return training.take(rest), calibration, empty, read.test
+        return empty, calibration, empty, training.subset(rest)
+    return training.subset(rest), calibration, empty, read.test
 
 
-def check_classes(what: str, split: Split, n: int) -> None:
+def check_classes(what: str, split: Samples, n: int) -> None:
     """Refuses classes outside 0..n-1, an empty split and a split of one class.
 
     Raises:

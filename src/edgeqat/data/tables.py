@@ -7,15 +7,20 @@ images with a metadata file, which the library reads itself.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from edgeqat.data.dataset import Source, Split
-from edgeqat.data.decode import allocate, decode_cell
+from edgeqat.data.corrupt import Skipped
+from edgeqat.data.dataset import Samples, Source, Split
+from edgeqat.data.decode import allocate, bytes_of_cell, decode
+from edgeqat.data.readers import TableReader
+from edgeqat.data.reading import Reading
+from edgeqat.data.streamed import StreamedSplit
 from edgeqat.errors import DataError
 
 __all__ = ["is_table_folder", "read_hub", "read_table_folder"]
@@ -32,13 +37,13 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 READ_BATCH = 1000
 
 
-def read_hub(source: str, name: str, image_size: int, advice: str) -> Source:
+def read_hub(source: str, name: str, reading: Reading, advice: str) -> Source:
     """Downloads a data set of the hub, or takes it from the datasets library's cache.
 
     Args:
         source: How messages call it.
         name: Its name on the hub.
-        image_size: Side of the images wanted.
+        reading: How images are read.
         advice: What a message says to do where it cannot be had.
 
     Raises:
@@ -46,12 +51,14 @@ def read_hub(source: str, name: str, image_size: int, advice: str) -> Source:
     """
     import datasets  # heavy: a second on its own
 
+    if reading.storage == "stream":
+        raise DataError(f"data.storage: stream reads folders of shards, and {source} is none; use disk, or fetch them")
     try:
         parts = datasets.load_dataset(name)
     except Exception as error:
         # The library raises whatever its builders, its parsers and its HTTP client raise.
         raise DataError(f"the hub's {name} cannot be read ({_first_line(error)}); {advice}") from error
-    return _read_parts(source, parts, image_size)
+    return _read_parts(source, parts, reading)
 
 
 def is_table_folder(folder: Path) -> bool:
@@ -59,7 +66,7 @@ def is_table_folder(folder: Path) -> bool:
     return _is_saved(folder) or bool(_parquet_parts(folder)) or _has_metadata(folder)
 
 
-def read_table_folder(source: str, folder: Path, image_size: int) -> Source:
+def read_table_folder(source: str, folder: Path, reading: Reading) -> Source:
     """Reads a local folder of the datasets library's.
 
     Raises:
@@ -69,17 +76,24 @@ def read_table_folder(source: str, folder: Path, image_size: int) -> Source:
 
     parts = _parquet_parts(folder)
     if parts and not _is_saved(folder):
-        return _read_parquet(source, parts, image_size)
+        return _read_parquet(source, parts, reading)
+    if reading.storage == "stream":
+        raise DataError(f"data.storage: stream reads folders of shards, and {source} holds none; use disk")
     with tempfile.TemporaryDirectory() as cache:  # a copy kept in the user's cache could outlive what it was made of
         try:
             if _is_saved(folder):
                 found = datasets.load_from_disk(str(folder))
             else:
-                found = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=cache)
+                found = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=_cache(reading, cache))
         except Exception as error:
             # As above: whatever its builders and parsers raise.
             raise DataError(f"{source} cannot be read ({_first_line(error)}); fetch or save it again") from error
-        return _read_parts(source, found, image_size)
+        return _read_parts(source, found, reading)
+
+
+def _cache(reading: Reading, temporary: str) -> str | None:
+    """Where the library writes a table that it maps into memory; its own cache where the table is to stay."""
+    return None if reading.storage == "disk" else temporary
 
 
 def _is_saved(folder: Path) -> bool:
@@ -107,17 +121,17 @@ def _choose_parts(source: str, parts: Mapping[str, Any]) -> dict[str, Any]:
     return {part: parts[part] for part in ("train", test) if part is not None}
 
 
-def _read_parts(source: str, found: Any, image_size: int) -> Source:
+def _read_parts(source: str, found: Any, reading: Reading) -> Source:
     """Reads what the library loaded: a table, which is then all training, or a mapping of tables."""
     parts = _choose_parts(source, found if isinstance(found, Mapping) else {"train": found})
-    read = {part: _read_table(f"{source}: {part}", table, len(table), image_size) for part, table in parts.items()}
-    return _join(source, list(read.values()), image_size)
+    read = {part: _read_table(f"{source}: {part}", table, len(table), reading) for part, table in parts.items()}
+    return _join(source, list(read.values()), reading)
 
 
-def _read_parquet(source: str, parts: Mapping[str, list[Path]], image_size: int) -> Source:
+def _read_parquet(source: str, parts: Mapping[str, list[Path]], reading: Reading) -> Source:
     import datasets
 
-    read = []
+    read: list[tuple[Samples, tuple[str, ...] | None]] = []
     for part, files in _choose_parts(source, parts).items():
         what = f"{source}: {part}-*.parquet"
         rows = {str(file): _count_rows(file) for file in files}
@@ -126,11 +140,18 @@ def _read_parquet(source: str, parts: Mapping[str, list[Path]], image_size: int)
             raise DataError(f"{what} holds no rows, wanted images of at least two classes")
         try:
             with tempfile.TemporaryDirectory() as cache:
+                if reading.storage == "disk":
+                    table = datasets.Dataset.from_parquet(filled, part)
+                    read.append(_read_table(what, table, len(table), reading))
+                    continue
                 table = datasets.Dataset.from_parquet(filled, part, cache_dir=cache, streaming=True)
-                read.append(_read_table(what, table, sum(rows.values()), image_size))
+                if reading.storage == "stream":
+                    read.append(_stream(what, table, {Path(file): rows[file] for file in filled}, reading))
+                else:
+                    read.append(_read_table(what, table, sum(rows.values()), reading))
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"{what} cannot be read ({_first_line(error)}); fetch it again") from error
-    return _join(source, read, image_size)
+    return _join(source, read, reading)
 
 
 def _count_rows(file: Path) -> int:
@@ -142,42 +163,134 @@ def _count_rows(file: Path) -> int:
         raise DataError(f"{file} is not readable as Parquet ({_first_line(error)}); fetch it again") from error
 
 
-def _join(source: str, read: list[tuple[Split, tuple[str, ...] | None]], image_size: int) -> Source:
+def _join(source: str, read: Sequence[tuple[Samples, tuple[str, ...] | None]], reading: Reading) -> Source:
     training, names = read[0]
     test, test_names = read[1] if len(read) > 1 else (None, None)
     if names is not None and test_names is not None and names != test_names:
         raise DataError(f"{source}: train and test have different label names, wanted the same in one order")
-    return Source(training, test, names, image_size=image_size)
+    return Source(training, test, names, sizing=reading.sizing)
 
 
-def _read_table(what: str, table: Any, rows: int, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
-    """Decodes a table; also gives the label names when it carries them.
+def _read_table(what: str, table: Any, rows: int, reading: Reading) -> tuple[Samples, tuple[str, ...] | None]:
+    """Decodes a table, unless its images are read when they are needed; also gives the label names that it carries.
 
     Args:
         what: How messages call the table.
         table: A datasets.Dataset or IterableDataset, which have no types.
         rows: How many rows it has.
-        image_size: Side of the images wanted.
+        reading: How images are read.
     """
-    import datasets
-
     columns = table.features
     image_column, label_column = _find_columns(what, columns)
-    if isinstance(columns[image_column], datasets.Image):
-        table = table.cast_column(image_column, datasets.Image(decode=False))
+    table = _undecoded(table, image_column)
+    if reading.storage == "disk":
+        labels = _integers(what, label_column, table[label_column][:])
+        reader = TableReader(what, table, image_column)
+        return reading.stored(what, reader, torch.from_numpy(labels)), _names(columns[label_column])
 
-    images, view = allocate(what, rows, image_size)
-    labels: list[object] = []
+    images, view = allocate(what, rows, reading.sizing.side)
+    skipped, seen = Skipped(what, reading.max_corrupt), 0
+    kept: list[object] = []
     for batch in table.iter(batch_size=READ_BATCH):
         for cell, label in zip(batch[image_column], batch[label_column], strict=True):
-            view[len(labels)] = decode_cell(f"{what}: image {len(labels)}", cell, image_size)
-            labels.append(label)
+            name = f"{what}: image {seen}"
+            try:
+                view[len(kept)] = decode(name, bytes_of_cell(name, cell), reading.sizing)
+            except DataError as error:
+                skipped.add(name, str(error))
+            else:
+                kept.append(label)
+            seen += 1
+    skipped.tell()
+    labels = _integers(what, label_column, kept)
+    return Split(images[: len(kept)], torch.from_numpy(labels)), _names(columns[label_column])
+
+
+def _stream(
+    what: str, table: Any, rows: Mapping[Path, int], reading: Reading
+) -> tuple[Samples, tuple[str, ...] | None]:
+    """Shards of Parquet, of which nothing but the labels is read now."""
+    import pyarrow.parquet
+
+    image_column, label_column = _find_columns(what, table.features)
+    found: list[object] = []
+    for file in rows:
+        found += pyarrow.parquet.read_table(file, columns=[label_column])[label_column].to_pylist()
+    targets = torch.from_numpy(_integers(what, label_column, found))
+    shards = ParquetStream(rows, image_column)
+    split = StreamedSplit(
+        what,
+        shards,
+        torch.arange(len(targets)),
+        targets,
+        reading.sizing,
+        reading.max_corrupt,
+        shards,
+        reading.shuffle_buffer,
+    )
+    return split, _names(table.features[label_column])
+
+
+class ParquetStream:
+    """Shards read from their beginning by the library; also tells its samples from others."""
+
+    def __init__(self, rows: Mapping[Path, int], image_column: str) -> None:
+        self.files, self.counts, self._column = tuple(rows), tuple(rows.values()), image_column
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"sample {index}"
+
+    def read(self, index: int) -> bytes:
+        """Not to be had."""
+        raise NotImplementedError("a stream has no random access")
+
+    def identity(self) -> Any:
+        """Names and sizes of the shards."""
+        return [(file.name, file.stat().st_size, n) for file, n in zip(self.files, self.counts, strict=True)]
+
+    def walk(self, chosen: Sequence[int]) -> Iterator[Any]:
+        """The images of the chosen shards."""
+        import datasets
+
+        files = [str(self.files[shard]) for shard in chosen]
+        try:
+            with tempfile.TemporaryDirectory() as cache:
+                table = datasets.Dataset.from_parquet(
+                    files, "train", cache_dir=cache, columns=[self._column], streaming=True
+                )
+                for row in _undecoded(table, self._column):
+                    yield row[self._column]
+        except Exception as error:
+            # The library raises whatever its readers raise.
+            what = f"{files[0]} or a shard after it"
+            raise DataError(f"{what} cannot be read ({_first_line(error)}); fetch it again") from error
+
+
+def _undecoded(table: Any, image_column: str) -> Any:
+    """A table that gives images as they were stored."""
+    import datasets
+
+    if isinstance(table.features[image_column], datasets.Image):
+        return table.cast_column(image_column, datasets.Image(decode=False))
+    return table
+
+
+def _integers(what: str, label_column: str, labels: Sequence[object]) -> npt.NDArray[np.int64]:
     wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool)]
     if wrong:
         raise DataError(f"{what} has labels such as {wrong[0]!r} in {label_column}, wanted integers")
-    names = columns[label_column]
-    known = tuple(names.names) if isinstance(names, datasets.ClassLabel) else None
-    return Split(images, torch.from_numpy(np.asarray(labels, dtype=np.int64))), known
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _names(feature: Any) -> tuple[str, ...] | None:
+    """The label names that a column carries."""
+    import datasets
+
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def _find_columns(what: str, columns: Mapping[str, Any]) -> tuple[str, str]:

@@ -9,6 +9,8 @@ import numpy as np
 
 from edgeqat.replay.folder import FolderError
 
+BILINEAR = 2  # Pillow's number of it; Pillow is imported only where an image file is read
+
 
 def steps_of(manifest: dict[str, Any], name: str) -> dict[str, Any] | None:
     """How pixels become an input, None where they do not; `channels` is how many an image has."""
@@ -26,10 +28,10 @@ def preprocess(pixels: np.ndarray[Any, Any], steps: dict[str, Any]) -> np.ndarra
     Where there is no mean, uint8 [N, C, H, W]: the pixels themselves.
     """
     if steps["mean"] is None:
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, BILINEAR))
     mean, std = (np.asarray(steps[key], np.float32) for key in ("mean", "std"))
     real = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(real.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(real.transpose(0, 3, 1, BILINEAR))
 
 
 def check_preprocessing(manifest: dict[str, Any], golden: dict[str, Any]) -> None:
@@ -53,12 +55,24 @@ def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
             from PIL import Image
 
             with Image.open(path) as image:
-                rgb = image.convert("RGB")
-                resize = steps.get("resize")
-                pixels = np.asarray(rgb.resize(resize["size"][::-1], Image.Resampling.BILINEAR) if resize else rgb)
+                pixels = _resized(image.convert("RGB"), steps.get("resize"))
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} cannot be read as an image ({error})") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != steps["channels"]:
         found = f"{pixels.dtype} {list(pixels.shape)}"
         raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {steps['channels']}]")
     return pixels
+
+
+def _resized(rgb: Any, resize: dict[str, Any] | None) -> np.ndarray[Any, Any]:
+    """A Pillow image as a manifest's `resize` has it: to a size, or its shorter side, then the middle; bilinear."""
+    if resize is None:
+        return np.asarray(rgb)
+    height, width = resize.get("size") or (resize["shorter_side"] * side // min(rgb.size) for side in rgb.size[::-1])
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), BILINEAR)
+    if "center_crop" in resize:
+        rows, columns = resize["center_crop"]
+        left, top = (width - columns) // 2, (height - rows) // 2
+        rgb = rgb.crop((left, top, left + columns, top + rows))
+    return np.asarray(rgb)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgeqat.data.dataset import Split
+from edgeqat.data.dataset import Samples
 from edgeqat.files import write_atomically
 from edgeqat.reporting.schema import Report
 
@@ -43,18 +43,19 @@ def flipped(report: Report) -> list[int]:
     return list(chosen)
 
 
-def write_pictures(split: Split, indices: Sequence[int], folder: Path) -> None:
+def write_pictures(split: Samples, indices: Sequence[int], folder: Path) -> None:
     """Writes the samples that are images, grey or in colour; writes nothing where they are none.
 
     Raises:
         OutputError: A file cannot be written.
     """
-    images = split.inputs
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+    if split.image_size is None or split.blank().shape[1] not in (1, 3):
         return
     for index in indices:
+        taken = split.take(torch.tensor([index])).inputs
+        assert isinstance(taken, Tensor)
         (folder / FOLDER).mkdir(exist_ok=True)
-        write_atomically(folder / picture_path(index), _png(images[index]))
+        write_atomically(folder / picture_path(index), _png(taken[0]))
 
 
 def _png(image: Tensor) -> bytes:

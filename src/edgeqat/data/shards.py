@@ -1,0 +1,157 @@
+"""Tar shards in WebDataset's layout: `key.jpg` beside `key.cls`, or `key.json` that holds a label.
+
+They are indexed once, by their headers and labels, so that afterwards a sample is one read.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgeqat.errors import DataError
+
+__all__ = ["ShardIndex", "index_shards"]
+
+LABEL, JSON = "cls", "json"
+IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where the samples of some shards are; row i of every array is sample i.
+
+    Attributes:
+        shards: The files, in order.
+        counts: Samples of each.
+        places: int64 [N, 3]: number of the shard, offset and size of the image in it.
+        keys: Their keys one after the other, as bytes, and where each ends: [N].
+        labels: int64 [N].
+    """
+
+    shards: tuple[Path, ...]
+    counts: tuple[int, ...]
+    places: npt.NDArray[np.int64]
+    keys: tuple[bytes, npt.NDArray[np.int64]]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """(shard, offset, size)."""
+        shard, offset, size = self.places[index].tolist()
+        return shard, offset, size
+
+    def name(self, index: int) -> str:
+        """Shard and key."""
+        names, ends = self.keys
+        key = names[0 if index == 0 else ends[index - 1] : ends[index]].decode(errors="replace")
+        return f"{self.shards[self.places[index, 0]]}: {key}"
+
+    def identity(self) -> Any:
+        """For a fingerprint: names, places and sizes."""
+        return [shard.name for shard in self.shards], torch.from_numpy(self.places), self.keys[0]
+
+
+def index_shards(what: str, shards: Sequence[Path]) -> ShardIndex:
+    """Reads the headers and the labels of tar shards.
+
+    Raises:
+        DataError: a shard cannot be read or is cut short, or a sample has no image, no label or several.
+    """
+    rows: list[tuple[int, int, int]] = []
+    labels: list[int] = []
+    counts: list[int] = []
+    names, ends = bytearray(), []
+    for number, shard in enumerate(shards):
+        before = len(rows)
+        for sample in _samples(shard):
+            offset, size, label = sample.checked(shard)
+            rows.append((number, offset, size))
+            labels.append(label)
+            names += sample.key.encode(errors="replace")
+            ends.append(len(names))
+        counts.append(len(rows) - before)
+    if not rows:
+        raise DataError(f"{what} holds no samples, wanted key.jpg and key.cls; fill or remove it")
+    places = np.asarray(rows, dtype=np.int64)
+    keys = bytes(names), np.asarray(ends, dtype=np.int64)
+    return ShardIndex(tuple(shards), tuple(counts), places, keys, np.asarray(labels, dtype=np.int64))
+
+
+@dataclass
+class _Sample:
+    key: str
+    images: list[tuple[str, int, int]]
+    labels: list[int]
+
+    def checked(self, shard: Path) -> tuple[int, int, int]:
+        """(offset, size, label)."""
+        for what, found in (("image", self.images), ("label", self.labels)):
+            if len(found) != 1:
+                raise DataError(
+                    f"{shard}: {self.key} has {len(found)} {what}s, wanted one: {self.key}.{IMAGES[0]} beside "
+                    f"{self.key}.{LABEL} or {self.key}.{JSON}; write the shard again"
+                )
+        _, offset, size = self.images[0]
+        return offset, size, self.labels[0]
+
+
+def _samples(shard: Path) -> Iterator[_Sample]:
+    """Members that follow each other under one key, which ends at the first dot of the name, are a sample."""
+    current: _Sample | None = None
+    try:
+        # "r:" opens no compressed archive: in one of those nothing has a place.
+        with tarfile.open(shard, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                if not member.isreg():
+                    continue
+                folder, slash, file = member.name.rpartition("/")
+                stem, dot, extension = file.partition(".")
+                if not stem or not dot:
+                    continue
+                key = folder + slash + stem
+                if current is None or current.key != key:
+                    if current is not None:
+                        yield current
+                    current = _Sample(key, [], [])
+                _add(shard, tar, member, extension.lower(), current)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{shard} cannot be read as a tar shard ({error}); fetch it again") from error
+    if current is not None:
+        yield current
+
+
+def _add(shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
+    if extension in IMAGES:
+        sample.images.append((extension, member.offset_data, member.size))
+    elif extension in (LABEL, JSON):
+        opened = tar.extractfile(member)
+        text = b"" if opened is None else opened.read()
+        label = _label(extension, text)
+        if label is None and extension == LABEL:
+            raise DataError(
+                f"{shard}: {member.name} holds {text[:20]!r}, wanted a class number such as 7; write the shard again"
+            )
+        if label is not None:  # a JSON file may describe a sample and hold no label
+            sample.labels.append(label)
+
+
+def _label(extension: str, text: bytes) -> int | None:
+    try:
+        if extension == LABEL:
+            return int(text)
+        found = json.loads(text)
+    except ValueError:
+        return None
+    label = found.get("label") if isinstance(found, dict) else None
+    return label if isinstance(label, int) and not isinstance(label, bool) else None
