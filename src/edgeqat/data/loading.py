@@ -20,7 +20,7 @@ from edgeqat.errors import DataError
 
 __all__ = ["IN_PROCESS", "Decoded", "Loading", "Work", "decode_all"]
 
-POLL = 5.0
+POLL = 1.0
 """Seconds after which a worker that has died is noticed."""
 
 
