@@ -87,10 +87,10 @@ def test_the_next_of_the_batch_takes_the_place_on_every_process(tmp_path: Path, 
     assert y.tolist() == [y_before[place] for place in (0, 1, 3, 3, 4, 5, 6, 0)]
     half = len(order) // 2
     with warnings.catch_warnings(action="ignore"):
-        all_x, all_y = list(batches(data, batch_size=len(order)))[0]
+        all_x, all_y = next(iter(batches(data, batch_size=len(order))))
     for rank in range(2):
         with warnings.catch_warnings(action="ignore"):  # a process counts what it meets
-            own_x, own_y = list(batches(data, batch_size=len(order), share=Share(rank, 2)))[0]
+            own_x, own_y = next(iter(batches(data, batch_size=len(order), share=Share(rank, 2))))
         assert torch.equal(own_x, all_x[:half] if rank == 0 else all_x[half:])
         assert torch.equal(own_y, all_y[:half] if rank == 0 else all_y[half:])
 

@@ -159,15 +159,8 @@ class Batches:
                 yield request
 
         for inputs, targets in self._split.read(order, asked(), self._loading):
-            prepared = self._prepare(inputs, waiting.popleft())
-            yield (
-                pytree.tree_map(Tensor.pin_memory, (prepared, targets))
-                if self._loading.pin_memory
-                else (
-                    prepared,
-                    targets,
-                )
-            )
+            batch = self._prepare(inputs, waiting.popleft()), targets
+            yield pytree.tree_map_only(Tensor, Tensor.pin_memory, batch) if self._loading.pin_memory else batch
 
     def _requests(
         self, order: Tensor, generator: Generator, first: int

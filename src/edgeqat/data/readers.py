@@ -21,6 +21,9 @@ from edgeqat.errors import DataError
 
 __all__ = ["FileReader", "Names", "PairReader", "Reader", "TableReader", "TarReader"]
 
+MOST_OPEN = 100
+"""Shards that a process keeps open: systems allow as few as 256 files."""
+
 
 class Reader(Protocol):
     """Samples by number; a worker process gets a copy."""
@@ -119,8 +122,11 @@ class TarReader:
         return self._index.identity()
 
     def _descriptor(self, shard: int) -> int:
-        key = (os.getpid(), shard)
+        key = (os.getpid(), shard)  # one that a worker process has inherited is its parent's to close
         if key not in self._open:
+            own = [opened for opened in self._open if opened[0] == key[0]]
+            if len(own) >= MOST_OPEN:
+                os.close(self._open.pop(own[0]))
             self._open[key] = os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[key]
 
