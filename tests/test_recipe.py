@@ -42,6 +42,7 @@ def test_bundled_recipes_are_these_and_describe_themselves() -> None:
         "cifar10-resnet8",
         "digits-edge",
         "folder-ptq",
+        "imagenet-mobilenetv2",
     ]
     for description in bundled_recipes().values():
         assert len(description) > 20
