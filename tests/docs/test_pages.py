@@ -24,7 +24,7 @@ ELSEWHERE = {
 
 NOT_RUN = 'title="not run"'
 WITH_CODE = [page for page in PAGES if page.name not in ELSEWHERE and blocks(page, "python")]
-PROGRAMS = ("edgeqat", "python", "pip", "make", "sudo")
+PROGRAMS = ("edgeqat", "torchrun", "python", "pip", "make", "sudo")
 
 
 @EXACT_ARITHMETIC
@@ -73,6 +73,8 @@ LINES = [(page, line) for page in PAGES for line in command_lines(page)]
 def test_command_lines_name_real_commands_and_options(page: Path, line: str) -> None:
     program, *words = words_of(line)
     assert program in PROGRAMS
+    if program == "torchrun":
+        program, words = "edgeqat", words[words.index("edgeqat") + 1 :]
     if program == "edgeqat":
         check_edgeqat(words)
     elif program in ("python", "sudo"):
