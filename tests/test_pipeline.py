@@ -32,7 +32,7 @@ TINY = [
 NARROW = {"cifar10-mobilenetv2": ["model.args.width=0.25"]}
 """Deep networks take their time here even on small images."""
 ROUNDS = 40
-ELSEWHERE = {"folder-ptq": "test_pipeline_data.py"}
+ELSEWHERE = {"folder-ptq": "test_pipeline_data.py", "imagenet-mobilenetv2": "test_pipeline_imagenet.py"}
 VARIANTS = ["float", "ptq", "float_finetuned", "qat"]
 UNTRAINED = ["float", "ptq"]
 
