@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -19,7 +21,7 @@ from edgeqat.data.loading import Loading
 from edgeqat.data.share import Share
 from edgeqat.data.sources import load
 from edgeqat.errors import DataError, SkippedWarning
-from helpers import CommandLine
+from helpers import ENVIRONMENT, CommandLine
 from imagenet_stand_in import Layout, draw, write
 
 CLASSES, TRAIN, VAL, SIDE = 3, 12, 4, 16
@@ -335,3 +337,61 @@ def test_nothing_is_written_where_loading_fails(tmp_path: Path, command: Command
     ended = command("run", "imagenet-mobilenetv2", "-o", out, *(f"--set={setting}" for setting in settings))
     assert words in ended.refusal(2)
     assert not out.exists()
+
+
+KILLED = """
+import os, signal, sys
+from edgeqat.data.batches import Batches
+from edgeqat.data.loading import Loading
+from edgeqat.data.sources import load
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+figures = (0.5, 0.5, 0.5)
+data = load(sys.argv[1], image_size=8, mean=figures, std=figures, calibration_n=4, storage="disk")
+epoch = iter(Batches(data.train, batch_size=8, mean=figures, std=figures, loading=Loading(2, 60)))
+next(epoch)
+print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_leaves_no_workers(tmp_path: Path) -> None:
+    source = user_data(tmp_path, "fine")
+    command = [sys.executable, "-c", KILLED, source]
+    ended = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    workers = ended.stdout.split()
+    assert len(workers) == 2
+    until = time.monotonic() + 20
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < until, "workers are left behind"
+        time.sleep(0.05)
+
+
+def alive(process: str) -> bool:
+    """Whether it runs; one that has ended and whose parent has not asked how is a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_run_whose_worker_hangs_ends_in_one_line(tmp_path: Path, command: CommandLine) -> None:
+    out, before = tmp_path / "out", children()
+    settings = [
+        f"data.source={user_data(tmp_path, 'hang', hit_of(tmp_path))}",
+        "data.storage=disk",
+        "data.image_size=8",
+        "data.batch_size=8",
+        "data.calibration_n=4",
+        "data.augment=null",
+        "model.args={num_classes: 2}",
+        "compute.workers=1",
+        "compute.timeout=1",
+        "train.float_epochs=1",
+    ]
+    ended = command("run", "digits-edge", "-o", out, *(f"--set={setting}" for setting in settings))
+    assert "the loader workers gave no batch for 1 s" in ended.refusal(2)
+    assert children() <= before
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert left <= {"recipe.yaml", ".edgeqat-lock"}, "what there is can be resumed, and nothing of it is half written"

@@ -16,7 +16,7 @@ from edgeqat.data.sizing import Sizing
 from edgeqat.errors import DataError
 from edgeqat.signature import Batch
 
-__all__ = ["Dataset", "Samples", "Source", "Split", "classes_of", "describe", "named_leaves"]
+__all__ = ["Dataset", "Samples", "Source", "Split", "classes_of", "describe", "named_leaves", "samples_at"]
 
 
 class Samples(Protocol):
@@ -156,7 +156,7 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """A copy of the samples at `indices` (int64 [M]), in that order."""
-        inputs, targets = pytree.tree_map_only(Tensor, lambda t: t[indices], (self.inputs, self.targets))
+        inputs, targets = samples_at((self.inputs, self.targets), indices)
         return Split(inputs, targets)
 
     def subset(self, indices: Tensor) -> Split:
@@ -182,8 +182,7 @@ class Split:
     def read(self, order: Tensor, requests: Iterable[Request], loading: Loading) -> Iterator[tuple[Any, Any]]:
         """(inputs, targets) of each request, as new tensors."""
         for request in requests:
-            taken = self.take(request.chosen[request.own])
-            yield taken.inputs, taken.targets
+            yield samples_at((self.inputs, self.targets), request.chosen[request.own])
 
     def identity(self) -> dict[str, Any]:
         """Everything that it holds."""
@@ -262,6 +261,11 @@ class Dataset:
 def classes_of(targets: Any) -> Tensor | None:
     """Targets where they are classes, int64 [N]; else None."""
     return targets if isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.ndim == 1 else None
+
+
+def samples_at(tree: Any, indices: Tensor) -> Any:
+    """Those samples of every tensor of a pytree, as new tensors."""
+    return pytree.tree_map_only(Tensor, lambda t: t[indices], tree)
 
 
 def named_leaves(name: str, tree: Any) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils import _pytree as pytree
 
 from edgeqat.data.corrupt import Skipped
-from edgeqat.data.dataset import Split, classes_of
+from edgeqat.data.dataset import Split, classes_of, samples_at
 from edgeqat.data.decode import CHANNELS, bytes_of_cell, decode, require_memory
 from edgeqat.data.loading import IN_PROCESS, Decoded, Loading, Work, decode_all
 from edgeqat.data.readers import Reader
@@ -79,7 +78,7 @@ class StoredSplit:
 
     def subset(self, indices: Tensor) -> StoredSplit:
         """The samples at `indices`, where they are."""
-        return replace(self, indices=self.indices[indices], targets=_at(self.targets, indices))
+        return replace(self, indices=self.indices[indices], targets=samples_at(self.targets, indices))
 
     def labelled(self, targets: Any) -> StoredSplit:
         """The same inputs with other targets."""
@@ -108,12 +107,12 @@ class StoredSplit:
         taken = self.subset(ordered)
         none = torch.zeros(0, dtype=torch.int64)
         images, kept = [torch.zeros(0, CHANNELS, self.sizing.side, self.sizing.side, dtype=torch.uint8)], [none]
-        for found, good in taken._looked_at(IN_PROCESS):
+        for found, good in taken._lookedsamples_at(IN_PROCESS):
             images.append(found)
             kept.append(good)
         chosen = torch.cat(kept)
         back = origin[chosen].argsort()
-        return Split(torch.cat(images)[back], _at(taken.targets, chosen[back]))
+        return Split(torch.cat(images)[back], samples_at(taken.targets, chosen[back]))
 
     def checked(self, loading: Loading) -> StoredSplit:
         """Itself without the samples that cannot be read; it looks only where some may be skipped.
@@ -123,10 +122,10 @@ class StoredSplit:
         """
         if self.max_corrupt == 0:
             return self
-        kept = [good for _, good in self._looked_at(loading)]
+        kept = [good for _, good in self._lookedsamples_at(loading)]
         return self.subset(torch.cat(kept)) if kept else self
 
-    def _looked_at(self, loading: Loading) -> Iterator[tuple[Tensor, Tensor]]:
+    def _lookedsamples_at(self, loading: Loading) -> Iterator[tuple[Tensor, Tensor]]:
         """READ_BATCH at a time those that can be read: images, and which of the split's samples they are."""
         skipped, order = Skipped(self.what, self.max_corrupt), torch.arange(len(self))
         requests = (Request(part, slice(0, len(part))) for part in torch.split(order, READ_BATCH))
@@ -155,7 +154,7 @@ class StoredSplit:
                 other, pixels = self._stand_in(items, request, position, skipped)
                 decoded.images[place] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
                 used[place] = request.chosen[other]
-            yield decoded.images, _at(self.targets, used)
+            yield decoded.images, samples_at(self.targets, used)
         skipped.tell()
 
     def _stand_in(
@@ -197,7 +196,3 @@ class StoredSplit:
         return decode(
             name, self.reader.read(data) if isinstance(data, int) else bytes_of_cell(name, data), self.sizing, crop
         )
-
-
-def _at(targets: Any, indices: Tensor) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t[indices], targets)

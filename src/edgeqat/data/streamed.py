@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils import _pytree as pytree
 
+from edgeqat.data.dataset import samples_at
 from edgeqat.data.share import Request
 from edgeqat.data.stored import Item, StoredSplit
 from edgeqat.errors import DataError
@@ -61,8 +61,7 @@ class StreamedSplit(StoredSplit):
     def subset(self, indices: Tensor) -> StreamedSplit:
         """The samples at `indices`, in the order of the shards."""
         ordered = indices.sort().values
-        targets = pytree.tree_map_only(Tensor, lambda t: t[ordered], self.targets)
-        return replace(self, indices=self.indices[ordered], targets=targets)
+        return replace(self, indices=self.indices[ordered], targets=samples_at(self.targets, ordered))
 
     def order(self, generator: Generator | None) -> Tensor:
         """Shards in a random order, and a buffer; without a generator as they come."""
