@@ -107,7 +107,7 @@ class StoredSplit:
         taken = self.subset(ordered)
         none = torch.zeros(0, dtype=torch.int64)
         images, kept = [torch.zeros(0, CHANNELS, self.sizing.side, self.sizing.side, dtype=torch.uint8)], [none]
-        for found, good in taken._lookedsamples_at(IN_PROCESS):
+        for found, good in taken._readable(IN_PROCESS):
             images.append(found)
             kept.append(good)
         chosen = torch.cat(kept)
@@ -122,10 +122,10 @@ class StoredSplit:
         """
         if self.max_corrupt == 0:
             return self
-        kept = [good for _, good in self._lookedsamples_at(loading)]
+        kept = [good for _, good in self._readable(loading)]
         return self.subset(torch.cat(kept)) if kept else self
 
-    def _lookedsamples_at(self, loading: Loading) -> Iterator[tuple[Tensor, Tensor]]:
+    def _readable(self, loading: Loading) -> Iterator[tuple[Tensor, Tensor]]:
         """READ_BATCH at a time those that can be read: images, and which of the split's samples they are."""
         skipped, order = Skipped(self.what, self.max_corrupt), torch.arange(len(self))
         requests = (Request(part, slice(0, len(part))) for part in torch.split(order, READ_BATCH))
