@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from edgeqat.data.fingerprint import fingerprint
 from edgeqat.data.loading import Loading
 from edgeqat.data.share import Share
 from edgeqat.data.sources import load
+from edgeqat.errors import DataError
 from imagenet_stand_in import LAYOUTS, Layout, draw, write
 
 CLASSES, TRAIN, VAL = 3, 12, 4
@@ -125,3 +129,32 @@ def test_any_number_of_workers_gives_the_same(folders: dict[Layout, Path], layou
     alone, two = rows(batches(train)), rows(batches(train, loading=Loading(workers=2, timeout=60)))
     assert_same(alone, two)
     assert torch.equal(torch.random.get_rng_state(), before), "loading must not touch the training's random figures"
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk", "stream"])
+def test_labels_in_json_beside_images_of_any_name(tmp_path: Path, storage: str) -> None:
+    for part, n in (("train", 12), ("val", 4)):
+        with tarfile.open(tmp_path / f"{part}-0.tar", "w") as tar:
+            for name, data, label in draw(part, CLASSES, n, 24, 0):
+                about = json.dumps({"label": label, "where": "here"}).encode()
+                for member, content in ((f"./a/{name}.JPG", data), (f"./a/{name}.json", about)):
+                    entry = tarfile.TarInfo(member)
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    data = open_set(tmp_path, storage=storage)
+    assert len(data.test) == CLASSES * 4
+    for x, y in batches(data.train, augment=(), pixels=True):
+        assert x.float().std() > 1
+        assert set(y.tolist()) <= set(range(CLASSES))
+    assert (
+        torch.cat([y for _, y in batches(data.test, shuffle=False, augment=())]).tolist() == list(range(CLASSES)) * 4
+    )
+
+
+def test_a_stream_that_changed_since_it_was_opened(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write(tmp_path, part, draw(part, CLASSES, 12, 24, 0), CLASSES, "tar")
+    data = open_set(tmp_path, storage="stream")
+    write(tmp_path, "train", iter(list(draw("train", CLASSES, 12, 24, 0))[::-1]), CLASSES, "tar")
+    with pytest.raises(DataError, match=r"n00000000_0 is no longer where it was; load the data again"):
+        list(batches(data.train))

@@ -37,7 +37,7 @@ def require_memory(what: str, n_bytes: int) -> None:
     if free is not None and COPIES * n_bytes > free:
         raise DataError(
             f"{what} needs {COPIES * n_bytes / 1e9:.3g} GB in memory, but {free / 1e9:.3g} GB are free; "
-            "lower data.image_size or use fewer samples"
+            "lower data.image_size, use fewer samples, or set data.storage to disk"
         )
 
 

@@ -50,11 +50,14 @@ class ShardIndex:
         shard, offset, size = self.places[index].tolist()
         return shard, offset, size
 
+    def key(self, index: int) -> str:
+        """What its members are called before the extension."""
+        names, ends = self.keys
+        return names[0 if index == 0 else ends[index - 1] : ends[index]].decode(errors="replace")
+
     def name(self, index: int) -> str:
         """Shard and key."""
-        names, ends = self.keys
-        key = names[0 if index == 0 else ends[index - 1] : ends[index]].decode(errors="replace")
-        return f"{self.shards[self.places[index, 0]]}: {key}"
+        return f"{self.shards[self.places[index, 0]]}: {self.key(index)}"
 
     def identity(self) -> Any:
         """For a fingerprint: names, places and sizes."""

@@ -18,6 +18,8 @@ from edgeqat.errors import DataError
 __all__ = ["TarStream", "is_tar_folder", "read_tar_folder"]
 
 TEST_PARTS = ("test", "validation", "valid", "val")
+KEY = "__key__"
+"""What the library calls a sample's key."""
 
 
 def is_tar_folder(folder: Path) -> bool:
@@ -63,7 +65,7 @@ class TarStream:
     """Shards read from their beginning by the library's own reader of WebDataset's layout."""
 
     def __init__(self, index: ShardIndex) -> None:
-        self.files, self.counts = index.shards, index.counts
+        self.files, self.counts, self._index = index.shards, index.counts, index
 
     def walk(self, chosen: Sequence[int]) -> Iterator[Any]:
         """The images of the chosen shards."""
@@ -72,14 +74,27 @@ class TarStream:
         files = [str(self.files[shard]) for shard in chosen]
         try:
             table = datasets.load_dataset("webdataset", data_files={"train": files}, split="train", streaming=True)
-            columns = [name for name in IMAGES if name in table.features]
+            columns = [name for name in table.features if name.lower() in IMAGES]
             for name in columns:
                 if isinstance(table.features[name], datasets.Image):
                     table = table.cast_column(name, datasets.Image(decode=False))
-            for row in table.select_columns(columns):
+            rows = iter(table.select_columns([KEY, *columns]))
+            for number in self._numbers(chosen):
+                row = next(rows)
+                # The labels are those of the index: another reading of the shard would give them to other images.
+                if row[KEY] != self._index.key(number):
+                    raise DataError(f"{self._index.name(number)} is no longer where it was; load the data again")
                 yield next((row[name] for name in columns if row[name] is not None), None)
+        except DataError:
+            raise
         except Exception as error:
             # The library raises whatever its readers and its HTTP client raise.
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             what = f"{files[0]} or a shard after it"
             raise DataError(f"{what} cannot be read ({reason}); fetch it again") from error
+
+    def _numbers(self, chosen: Sequence[int]) -> Iterator[int]:
+        """The samples of the chosen shards, numbered over all shards."""
+        for shard in chosen:
+            start = sum(self.counts[:shard])
+            yield from range(start, start + self.counts[shard])
