@@ -214,6 +214,11 @@ def test_storage_that_does_not_fit(tmp_path: Path, layout: Layout, storage: str,
         open_set(make(tmp_path, layout), storage=storage)
 
 
+def test_digits_come_from_memory() -> None:
+    with pytest.raises(DataError, match="data.storage is disk, and digits come from memory; set it to memory"):
+        open_set("digits")
+
+
 def test_random_resized_crop_wants_images_as_they_were_stored(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="set data.storage to disk or stream, or use crop"):
         batches(open_set(make(tmp_path), storage="memory"))
