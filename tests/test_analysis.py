@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import edgeqat as eq
@@ -15,6 +16,7 @@ from edgeqat.data.dataset import Dataset, Split
 from edgeqat.measuring import latency
 from edgeqat.recipe import load_recipe
 from edgeqat.reporting.monitor import Silent
+from edgeqat.zoo import edge_model
 from helpers import CommandLine, digests
 
 TINY = [
@@ -121,6 +123,8 @@ def test_without_labels(command: CommandLine, tmp_path: Path) -> None:
         "    return {'train': (images[:40], None), 'test': (images[40:], None)}\n"
     )
     args = ["--set=train=null", "--set=task.metric=agreement", f"--set=data.source={tmp_path / 'unlabelled.py'}:make"]
+    safetensors.torch.save_file(edge_model(num_classes=10).state_dict(), tmp_path / "edge.safetensors")
+    args += [f"--set=model.weights={tmp_path / 'edge.safetensors'}"]
     args += ["--set=data.calibration_n=30", "--set=export=[onnxruntime]", TINY[-1]]
     ended = command("sensitivity", "digits-edge", *args, "-o", tmp_path / "out", "--json")
     assert ended.code == 0, ended.err

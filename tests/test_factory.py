@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgeqat.errors import ModelError, PlanError, RecipeError
-from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
+from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model, check_not_random
 from edgeqat.graph.patterns import FusionPattern
 from edgeqat.planning import plan
 from edgeqat.qconfig import ActivationConfig, QConfig, WeightConfig
@@ -41,6 +41,15 @@ def gated():
     return nn.Sequential(Gate(), nn.Linear(2, 1))
 
 gate = FusionPattern("gate", modules=Gate)
+
+def pretrained():
+    model = nn.Linear(2, 3)
+    torch.nn.init.ones_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    return model
+
+def with_new_head():
+    return nn.Sequential(pretrained(), nn.Linear(3, 2))
 
 def make(width=4):
     return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1))
@@ -89,6 +98,29 @@ def test_seed_decides_the_weights(code: Path) -> None:
     first, same, other = (build_model(of(f"{code}:make"), seed)[0].weight for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_random_weights_are_told_from_loaded_ones(code: Path, tmp_path: Path) -> None:
+    """They change with the seed; whatever a factory loads by itself does not."""
+    check_not_random(of(f"{code}:pretrained"), seed=0)
+    weights = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(build_model(of(f"{code}:make"), 0).state_dict(), weights)
+    check_not_random(of(f"{code}:make", weights), seed=0)
+    for target, words in (("make", "4 of its 4 parameters"), ("with_new_head", "2 of its 4 parameters")):
+        with pytest.raises(ModelError, match="model.weights is null and nothing is trained, so ") as caught:
+            check_not_random(of(f"{code}:{target}"), seed=0)
+        assert words in str(caught.value) and "set model.weights to a trained state_dict, or train it" in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+
+
+def test_looking_for_random_weights_keeps_the_import_that_patterns_use(code: Path) -> None:
+    model = build_model(of(f"{code}:gated"), seed=0)
+    with pytest.raises(ModelError, match="random weights"):
+        check_not_random(of(f"{code}:gated"), seed=0)
+    (pattern,) = build_fusions(QuantizeSection(fusions=[f"{code}:gate"]))
+    assert isinstance(pattern, FusionPattern) and pattern.modules is type(model[0])
 
 
 @pytest.mark.parametrize("target", ["make", ":make", "net:", "", "net.py"])

@@ -120,6 +120,7 @@ ROW: dict[str, object] = {
     "latency_ms": optional(
         {"batch": 1, "threads": 1, "n": int, "p50": float, "p90": float, "p99": float, "samples": str}
     ),
+    "speedup_ci95": optional([float]),
     "peak_memory_bytes": optional(int),
     "parity": optional(
         {
@@ -404,8 +405,9 @@ def test_same_seed_gives_the_same_bytes_and_overwrite_leaves_nothing_of_the_old_
     assert {name for name in first if name.endswith("verify.py")}.isdisjoint(changed)
 
 
-def test_without_training_there_is_ptq_alone_and_the_gate_is_on_it(tmp_path: Path) -> None:
-    report = eq.run(small("train=null", "gate={max_drop: -1, min_size_ratio: 1.0}"), tmp_path / "run")
+def test_without_training_there_is_ptq_alone_and_the_gate_is_on_it(small_run: Path, tmp_path: Path) -> None:
+    weights = f"model.weights={small_run / 'checkpoints' / 'float.safetensors'}"
+    report = eq.run(small("train=null", weights, "gate={max_drop: -1, min_size_ratio: 1.0}"), tmp_path / "run")
     assert set(digests(tmp_path / "run")) == files_of(UNTRAINED, epochs=0) | pictures_of(report)
     places = [(row.variant, row.runtime) for row in report.results]
     assert places == [(variant, runtime) for variant in UNTRAINED for runtime in ("simulation", "onnxruntime")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import edgeqat as eq
@@ -19,6 +20,7 @@ from edgeqat.pipeline import load_data
 from edgeqat.recipe import load_recipe
 from edgeqat.replay.script import replay
 from edgeqat.reporting.schema import Report
+from edgeqat.zoo import edge_model, mobilenetv2_cifar
 from helpers import EXACT_ARITHMETIC, CommandLine, run_edgeqat
 
 CODE = """
@@ -30,17 +32,21 @@ g = torch.Generator().manual_seed(0)
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.conv, self.state, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(3, 4), nn.Linear(8, 2)
     def forward(self, x, state):
         return self.fc(torch.cat([self.conv(x).relu().mean((2, 3)), self.state(state).relu()], 1))
 
 def one_channel():
+    torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 def rgb():
+    torch.manual_seed(0)
     return nn.Conv2d(3, 4, 3)
 
 def vectors():
+    torch.manual_seed(0)  # as if they were loaded: these are quantized without training
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 
 def grey(n=60):
@@ -130,7 +136,8 @@ def assert_untrained(report: Report, folder: Path, n: int) -> None:
 
 def test_a_flat_folder_of_images_without_labels(command: CommandLine, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = [f"data.source={photos}", "data.image_size=16", *PTQ]
+    save_file(edge_model(num_classes=10).state_dict(), tmp_path / "edge.safetensors")
+    settings = [f"data.source={photos}", "data.image_size=16", f"model.weights={tmp_path / 'edge.safetensors'}", *PTQ]
     ended = command("run", "digits-edge", "-o", out, *(f"--set={setting}" for setting in settings))
     assert ended.code == 0, ended
     report = json.loads((out / "report.json").read_text())
@@ -144,15 +151,19 @@ def test_a_flat_folder_of_images_without_labels(command: CommandLine, photos: Pa
 
 
 @EXACT_ARITHMETIC
-def test_the_bundled_recipe_for_own_images_runs_as_it_stands(
-    command: CommandLine, photos: Path, tmp_path: Path
-) -> None:
+def test_the_bundled_recipe_for_own_images_wants_trained_weights_alone(photos: Path, tmp_path: Path) -> None:
     """In a directory with a folder `images`; 128 of them calibrate."""
     images = tmp_path / "images"
     images.mkdir()
     for index in range(140):
         Image.open(photos / f"{index % 40}.png").rotate(index).save(images / f"{index}.png")
-    ended = run_edgeqat("run", "folder-ptq", cwd=tmp_path)
+    refused = run_edgeqat("run", "folder-ptq", cwd=tmp_path).refusal(2)
+    assert (
+        "model.weights is null and nothing is trained, so edgeqat.zoo:mobilenetv2_cifar has random weights" in refused
+    )
+    assert not (tmp_path / "runs").exists()
+    save_file(mobilenetv2_cifar(num_classes=10, width=0.5).state_dict(), tmp_path / "mine.safetensors")
+    ended = run_edgeqat("run", "folder-ptq", "--set", "model.weights=mine.safetensors", cwd=tmp_path)
     assert ended.code == 0, ended
     report = json.loads((tmp_path / "runs" / "folder-ptq" / "report.json").read_text())
     assert [(row["variant"], row["runtime"]) for row in report["results"]] == [

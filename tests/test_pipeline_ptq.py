@@ -53,6 +53,12 @@ class StopAt(Silent):
 
 
 @pytest.fixture(scope="module")
+def weights(whole: tuple[Path, Report]) -> str:
+    """The setting that begins with the float weights that it trained."""
+    return f"model.weights={whole[0] / 'checkpoints' / 'float.safetensors'}"
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A run with all aids."""
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -93,25 +99,25 @@ def test_training_starts_from_what_the_aids_ended_with(tmp_path: Path) -> None:
     assert found["qat.safetensors"] == found["ptq.safetensors"]
 
 
-def test_without_training_and_labels_they_are_judged_by_their_outputs(tmp_path: Path) -> None:
+def test_without_training_and_labels_they_are_judged_by_their_outputs(weights: str, tmp_path: Path) -> None:
     aids = "quantize.ptq={correct_bias: true}"
-    report = eq.run(recipe(aids, "train=null", "task.metric=agreement"), tmp_path / "run")
+    report = eq.run(recipe(aids, weights, "train=null", "task.metric=agreement"), tmp_path / "run")
     (row,) = report.ptq_aids
     assert row.before.metric is None and row.before.sqnr_db is not None
 
 
-def test_without_aids_there_are_no_rows(tmp_path: Path) -> None:
-    report = eq.run(recipe("train=null"), tmp_path / "run")
+def test_without_aids_there_are_no_rows(weights: str, tmp_path: Path) -> None:
+    report = eq.run(recipe(weights, "train=null"), tmp_path / "run")
     assert report.ptq_aids == [] and not list((tmp_path / "run" / "checkpoints").glob("*aids*"))
     assert "Aids of post-training" not in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_damaged_file_of_rows_is_refused(whole: tuple[Path, Report], tmp_path: Path) -> None:
+def test_a_damaged_file_of_rows_is_refused(weights: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        eq.run(recipe(ALL, "train=null"), tmp_path / "run", monitor=StopAt("lower"))
+        eq.run(recipe(ALL, weights, "train=null"), tmp_path / "run", monitor=StopAt("lower"))
     (tmp_path / "run" / "checkpoints" / "ptq-aids.json").write_text("[{")
     with pytest.raises(CheckpointError, match="ptq-aids.json cannot be read; restore it, or start afresh"):
-        eq.run(recipe(ALL, "train=null"), tmp_path / "run", resume=True)
+        eq.run(recipe(ALL, weights, "train=null"), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

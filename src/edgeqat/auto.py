@@ -22,7 +22,7 @@ from edgeqat.diagnose.jobs import Jobs
 from edgeqat.diagnose.plan_trials import Material, PlanTrials
 from edgeqat.diagnose.search import SearchResult, describe_trial, search_trials
 from edgeqat.diagnose.sensitivity_table import Sensitivity
-from edgeqat.factory import build_model
+from edgeqat.factory import build_model, check_not_random
 from edgeqat.files import to_json, write_atomically
 from edgeqat.intervals import Z_95
 from edgeqat.pipeline import OpenedRun, carry_out, finished_before, open_run, write_report
@@ -75,6 +75,8 @@ def run_auto(
         return finished
     jobs = Jobs(recipe.compute.jobs, recipe.compute.jobs_on)  # what is not installed is said before data is loaded
     opened = open_run(recipe, folder, monitor)
+    if recipe.train is not None and recipe.train.float_epochs == 0:  # the first step judges what is loaded
+        check_not_random(recipe.model, recipe.train.seed)
     with claimed(folder, overwrite, resume):
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         with tracked(recipe.log, folder) as opened.work.tracking:

@@ -32,6 +32,7 @@ __all__ = [
     "build_metric",
     "build_model",
     "build_twin_aids",
+    "check_not_random",
 ]
 
 
@@ -41,7 +42,15 @@ def build_model(section: ModelSection, seed: int) -> nn.Module:
     Raises:
         ModelError: The factory cannot be imported, fails or returns no module, or the weights do not fit.
     """
-    factory = named_model(section.factory) or resolve_callable(section.factory, "model.factory", keep=True)
+    model = _made(section, seed, keep=True)
+    if section.weights is not None:
+        load_weights(model, Path(section.weights))
+    return model
+
+
+def _made(section: ModelSection, seed: int, keep: bool) -> nn.Module:
+    """What the factory returns; `keep`: see `resolve_callable`."""
+    factory = named_model(section.factory) or resolve_callable(section.factory, "model.factory", keep=keep)
     torch.manual_seed(seed)
     try:
         model = factory(**section.args)
@@ -53,9 +62,27 @@ def build_model(section: ModelSection, seed: int) -> nn.Module:
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model.factory {section.factory} returned a {type(model).__name__}, wanted an nn.Module")
-    if section.weights is not None:
-        load_weights(model, Path(section.weights))
     return model
+
+
+def check_not_random(section: ModelSection, seed: int) -> None:
+    """Refuses a model that nobody trained: without a file of weights its factory must load some by itself.
+
+    What is loaded is the same whatever the seed is, what is initialised is not; a factory that seeds itself passes.
+
+    Raises:
+        ModelError: Parameters are random.
+    """
+    if section.weights is not None:
+        return
+    first, second = (dict(_made(section, s, keep=False).named_parameters()) for s in (seed, seed ^ 1))
+    random = [name for name, found in first.items() if name not in second or not torch.equal(found, second[name])]
+    if random:
+        raise ModelError(
+            f"model.weights is null and nothing is trained, so {section.factory} has random weights "
+            f"({len(random)} of its {len(first)} parameters change with the seed, such as {random[0]}); "
+            "set model.weights to a trained state_dict, or train it with train.float_epochs"
+        )
 
 
 def build_loss(name: str) -> Loss:

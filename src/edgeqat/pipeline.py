@@ -29,7 +29,7 @@ from edgeqat.data.dataset import Dataset, Samples, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.diagnose.distributions import samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
-from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model
+from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model, check_not_random
 from edgeqat.files import to_json, write_atomically
 from edgeqat.graph.pixels import Pixels
 from edgeqat.lowering.to_aoti import check_compiler
@@ -328,9 +328,12 @@ def check_task(work: Run, model: nn.Module) -> None:
     Raises:
         RecipeError: An unknown loss or metric, or one that cannot be watched in training.
         DataError: An augmentation does not fit, outputs and targets do not fit the metric, or it has too few samples.
-        ModelError: The loss cannot be computed, or has no gradient.
+        ModelError: The loss cannot be computed, or has no gradient; or nothing is trained, and the weights are random.
     """
     task, data, loss = work.recipe.task, work.data, build_loss(work.recipe.task.loss)
+    train = work.recipe.train
+    if train is None or train.float_epochs + train.qat_epochs + sum(stage.epochs for stage in train.progressive) == 0:
+        check_not_random(work.recipe.model, 0 if train is None else train.seed)
     if work.recipe.train is not None:
         if task.metric == AGREEMENT:
             # Validation while training has no other model's predictions to compare with.

@@ -9,7 +9,8 @@ from rich.console import Console
 from edgeqat.errors import EdgeqatError
 from edgeqat.recipe import GateSection
 from edgeqat.reporting.schema import Gate, HazardRow, LatencyRow, MetricRow, ParityRow, Report, Row, judge
-from edgeqat.reporting.summary import best_artifact, print_summary, table_rows
+from edgeqat.reporting.summary import print_summary, table_rows
+from edgeqat.reporting.verdict import best_artifact
 
 
 def row(variant: str, **changes: Any) -> Row:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeqat.data.dataset import Dataset
 from edgeqat.machine import describe_machine
+from edgeqat.measuring.bench import latency_ratio
 from edgeqat.measuring.measure import Measurement
 from edgeqat.measuring.parity import Parity
 from edgeqat.measuring.variant import Variant
@@ -75,7 +76,10 @@ def build_report(
             scores[variant.name, runtime] = measurement.scores
     for variant in variants:
         for runtime in ("simulation", *variant.artifacts):
-            rows.append(_row(metric, variant, runtime, scores, data.labels))
+            timed_twin = next(
+                (v.measured.get(runtime) for v in variants if v.name == FLOAT_TWIN.get(variant.name)), None
+            )
+            rows.append(_row(metric, variant, runtime, scores, data.labels, timed_twin))
     gated = "ptq" if recipe.train is None else "qat"
     return Report(
         edgeqat=__version__,
@@ -103,6 +107,7 @@ def _row(
     runtime: str,
     scores: dict[tuple[str, str], Scores],
     labels: Sequence[str] | None,
+    timed_twin: Measurement | None,
 ) -> Row:
     own = scores[variant.name, runtime]
     twin = scores[FLOAT_TWIN[variant.name], runtime] if variant.name in FLOAT_TWIN else None
@@ -121,6 +126,7 @@ def _row(
         file_bytes=None if measured is None else measured.file_bytes,
         payload_bytes=None if measured is None else measured.payload_bytes,
         latency_ms=None if measured is None else _latency_row(variant, runtime, measured),
+        speedup_ci95=None if measured is None or timed_twin is None else _speedup_interval(measured, timed_twin),
         peak_memory_bytes=variant.memory.get(runtime),
         parity=None if parity is None else _parity_row(parity),
         ops=OpsRow(integer=len(program.integer_ops()), float=len(program.float_origins())),
@@ -142,6 +148,12 @@ def _metric_row(metric: Metric, scores: Scores) -> MetricRow:
         higher_is_better=metric.higher_is_better,
         is_share=metric.is_share,
     )
+
+
+def _speedup_interval(measured: Measurement, twin: Measurement) -> tuple[float, float]:
+    """Both were called in the same rounds."""
+    found = latency_ratio(twin.latency.samples_ms, measured.latency.samples_ms)
+    return found.low, found.high
 
 
 def _latency_row(variant: Variant, runtime: str, measured: Measurement) -> LatencyRow:

@@ -17,6 +17,7 @@ from edgeqat.errors import InputError
 from edgeqat.reporting.schema import Report, Row, read_report
 from edgeqat.reporting.summary import COLUMNS, table_rows
 from edgeqat.reporting.terminal import fits
+from edgeqat.reporting.verdict import verdict
 
 __all__ = ["Comparison", "Difference", "compare_runs", "print_comparison"]
 
@@ -55,6 +56,7 @@ class Comparison:
                     "run": run,
                     "recipe_sha256": report.recipe_sha256,
                     "gate": report.gate.passed,
+                    "verdict": verdict(report),
                     "results": [
                         {**row.model_dump(mode="json"), "gate": row_verdict(report, row)} for row in report.results
                     ],

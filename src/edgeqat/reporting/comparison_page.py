@@ -9,6 +9,7 @@ from edgeqat.reporting.figures.drawing import embedded
 from edgeqat.reporting.figures.results import metric_svg, tradeoff_svg
 from edgeqat.reporting.page import environment
 from edgeqat.reporting.summary import COLUMNS, table_rows
+from edgeqat.reporting.verdict import verdict
 
 __all__ = ["render_comparison"]
 
@@ -35,6 +36,7 @@ def render_comparison(comparison: Comparison) -> str:
             ),
             rows=rows,
             reports=reports,
+            verdicts={run: verdict(report) for run, report in reports.items()},
             recipe=[(found.key, found.describe(list(reports))) for found in comparison.recipe],
             warnings=comparison.warnings,
             # Figures of different metrics have no common axis.

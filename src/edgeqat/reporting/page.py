@@ -25,7 +25,8 @@ from edgeqat.reporting.figures.results import by_runtime, metric_svg, tradeoff_s
 from edgeqat.reporting.figures.training import training_svg
 from edgeqat.reporting.pictures import flipped, picture_path
 from edgeqat.reporting.schema import FLOAT_TWIN, Report, Row, size_ratio, speedup
-from edgeqat.reporting.summary import best_artifact, change, figure, header, memory_rows, not_measured, table_rows
+from edgeqat.reporting.summary import change, figure, header, memory_rows, not_measured, table_rows
+from edgeqat.reporting.verdict import best_artifact, passing_artifacts, slower_than_float, verdict
 
 __all__ = ["environment", "render_page"]
 
@@ -55,7 +56,8 @@ def render_page(report: Report, folder: Path) -> str:
         .get_template("report.html")
         .render(
             report=report,
-            title=f"edgeqat: {report.recipe['model']['factory']} on {report.data['source']}",
+            title=f"edgeqat: {_headline(report)}",
+            headline=_headline(report),
             columns=header(report) + (("peak memory",) if memory else ()),
             rows=[(*row, cell) for row, cell in zip(rows, memory, strict=True)] if memory else rows,
             figure=figure,
@@ -66,13 +68,24 @@ def render_page(report: Report, folder: Path) -> str:
             most_shown=MOST_SHOWN,
             profiles=_profiles(report),
             not_measured=not_measured(report),
-            ship=best if report.gate.passed else None,
+            verdict=verdict(report),
+            passed=passing_artifacts(report) if report.gate.passed else [],
+            slower=slower_than_float(report),
             key_figures=_key_figures(report, best),
             drawings=_drawings(report, folder),
             pictures=_pictures(report, folder),
             row_id=row_id,
         )
     )
+
+
+def _headline(report: Report) -> str:
+    """The model and the data; of a path the last two parts, for the whole stands in the recipe."""
+    return f"{_end_of(report.recipe['model']['factory'])} on {_end_of(report.data['source'])}"
+
+
+def _end_of(name: str) -> str:
+    return "/".join(name.split("/")[-2:]) if name.startswith("/") else name
 
 
 def environment() -> jinja2.Environment:

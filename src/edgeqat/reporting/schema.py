@@ -161,7 +161,7 @@ class Changes(Record):
 
 
 class Row(Record):
-    """One variant on one runtime."""
+    """One variant on one runtime; `speedup_ci95` is the 95% interval of its speed by that of its float twin there."""
 
     variant: Literal["float", "float_finetuned", "ptq", "qat"]
     runtime: str
@@ -173,6 +173,7 @@ class Row(Record):
     file_bytes: int | None
     payload_bytes: int | None
     latency_ms: LatencyRow | None
+    speedup_ci95: tuple[float, float] | None = None
     peak_memory_bytes: int | None = None
     parity: ParityRow | None
     ops: OpsRow | None

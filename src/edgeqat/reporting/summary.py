@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeqat.reporting.schema import FLOAT_TWIN, MetricRow, Report, Row, size_ratio, speedup
+from edgeqat.reporting.verdict import DO_NOT_SHIP, SHIP, passing_artifacts, slower_than_float, verdict
 
 __all__ = [
-    "best_artifact",
     "figure",
     "hazard_lines",
     "header",
@@ -109,17 +109,6 @@ def not_measured(report: Report) -> str:
     return ", ".join((*NOT_MEASURED, *(() if memory_rows(report) else ("memory at run time",))))
 
 
-def best_artifact(report: Report) -> Row | None:
-    """The fastest quantized artifact that passes every check of the gate; None if none does."""
-    failed = {(c.variant, c.runtime) for c in report.gate.checks if not c.passed}
-    gated = {(c.variant, c.runtime) for c in report.gate.checks}
-    timed = [r for r in report.results if r.latency_ms is not None and r.variant in FLOAT_TWIN]
-    # Without any limit every quantized artifact may ship; with limits, only those they were checked on.
-    passing = [r for r in timed if (not gated or (r.variant, r.runtime) in gated)]
-    passing = [r for r in passing if (r.variant, r.runtime) not in failed]
-    return min(passing, key=lambda r: r.latency_ms.p50 if r.latency_ms else 0.0, default=None)
-
-
 def print_summary(report: Report, console: Console) -> None:
     """Prints the table, the gate check by check, and which artifact to ship."""
     table = Table(header_style="bold", box=box.SIMPLE, padding=(0, 1))
@@ -139,9 +128,25 @@ def print_summary(report: Report, console: Console) -> None:
         console.print(
             f"{verdict}  {check.name} {check.value:.4g} {sign} {check.limit:.4g}  ({check.variant}, {check.runtime})"
         )
-    best = best_artifact(report)
-    if report.gate.passed and best is not None:
-        console.print(f"[bold green]ship[/bold green]  {best.artifact}", soft_wrap=True)
-    else:
-        console.print("[bold red]do not ship[/bold red]  the gate failed")
+    _print_verdict(report, console)
     console.print(f"not measured: {not_measured(report)}", soft_wrap=True)
+
+
+def _print_verdict(report: Report, console: Console) -> None:
+    """Whether to ship and which file, the others that passed, and what is slower than the float model."""
+    passed, found = [str(row.artifact) for row in passing_artifacts(report)], verdict(report)
+    if found == DO_NOT_SHIP:
+        console.print("[bold red]do not ship[/bold red]  the gate failed")
+    elif found == SHIP and passed:
+        console.print(f"[bold green]ship[/bold green]  {passed[0]}", soft_wrap=True)
+        if len(passed) > 1:
+            console.print(f"      the fastest of {len(passed)} that passed; the others:")
+        for name in passed[1:]:
+            console.print(f"      {name}", markup=False, soft_wrap=True)
+    else:
+        console.print(f"[bold yellow]{found}[/bold yellow]")
+        for name in passed[:1]:
+            console.print(f"      the fastest of {len(passed)} files: {name}", markup=False, soft_wrap=True)
+    slower = slower_than_float(report)
+    if slower:
+        console.print(f"[bold yellow]slower than FP32[/bold yellow]: {slower}", soft_wrap=True)
