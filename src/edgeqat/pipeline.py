@@ -27,6 +27,7 @@ from edgeqat.artifact_stages import lower_all, measure_all, verify_all
 from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Samples, describe, named_leaves
 from edgeqat.data.sources import has_own_shape, load
+from edgeqat.data.split_line import split_line, split_warning
 from edgeqat.diagnose.distributions import samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model, check_not_random
@@ -214,6 +215,10 @@ def begin(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None =
     if data is None:
         monitor.stage(f"load {recipe.data.source}")
         data = load_data(recipe)
+        monitor.line(split_line(data))
+        warning = None if recipe.train is None else split_warning(data)
+        if warning is not None:
+            monitor.line(f"warning: {warning}")
     work = Run(recipe, folder, data, monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     _check_takes(model, work)
