@@ -145,3 +145,20 @@ def test_light_and_dark_and_on_a_phone(page: Browser, width: int) -> None:
         ink = page.run("getComputedStyle(document.querySelector('#figure-metric svg text')).fill")
         assert ink == ("rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
     assert brightness[False] > 200 and brightness[True] < 80
+
+
+def test_on_paper_nothing_is_cut_and_no_controls_are_left(page: Browser) -> None:
+    """A landscape A4 page with margins is 1032 CSS pixels wide, a portrait one 700."""
+    page.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        for width, selector in ((1032, "#ops"), (700, "table:not(#ops)"), (700, "figure svg"), (700, "pre")):
+            page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+            page.run("dispatchEvent(new Event('beforeprint'))")  # unfolds everything
+            wide = f"[...document.querySelectorAll('{selector}')].filter(e => e.getBoundingClientRect().right > {width})"
+            assert page.run(f"{wide}.map(e => e.outerHTML.slice(0, 200))") == []
+            assert page.run(f"document.querySelectorAll('{selector}').length") > 0
+        assert page.run("getComputedStyle(document.querySelector('th button'), '::after').content") == "none"
+        assert page.run("getComputedStyle(document.querySelector('.controls')).display") == "none"
+        assert page.run("getComputedStyle(document.querySelector('pre')).whiteSpace") == "pre-wrap"
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")

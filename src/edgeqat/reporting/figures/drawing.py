@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "QUIET", "VARIANT_COLOURS", "drawn", "embedded", "milliseconds", "shortened"]
+__all__ = ["INK", "QUIET", "VARIANT_COLOURS", "drawn", "embedded", "milliseconds", "no_more_than_all", "shortened"]
 
 INK = "#010203"
 """Drawn with this colour, and in the file `currentColor`: text and lines are dark on light and light on dark."""
@@ -98,6 +99,12 @@ def milliseconds(axis: Axis, shortest: float, longest: float) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter("{x:g}")  # that of powers writes mathematics, which is not parsed here
+
+
+def no_more_than_all(axes: Axes, is_share: bool) -> None:
+    """Ends the axis of a share at 100%, where what lies on its end is still drawn whole."""
+    if is_share and axes.get_ylim()[1] > 100:
+        axes.set_ylim(top=100)
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:

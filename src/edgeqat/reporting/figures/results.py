@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgeqat.reporting.figures.drawing import INK, VARIANT_COLOURS, drawn, milliseconds, shortened
+from edgeqat.reporting.figures.drawing import INK, VARIANT_COLOURS, drawn, milliseconds, no_more_than_all, shortened
 from edgeqat.reporting.schema import LatencyRow, Row
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ def tradeoff_svg(groups: Mapping[str, Sequence[Row]]) -> str | None:
                     edgecolors=INK,
                     linewidths=0.5,
                     alpha=0.85,
+                    clip_on=False,
                 )
             axes.scatter([], [], marker=marker, color="none", edgecolors=INK, label=shortened(group, 30))
         for variant in dict.fromkeys(row.variant for row, _, _ in every):
             axes.scatter([], [], marker="s", color=VARIANT_COLOURS[variant], label=variant)
+        no_more_than_all(axes, metric.is_share)
         milliseconds(axes.xaxis, *_extremes([latency for _, latency, _ in every]))
         axes.set_xlabel("median latency of a call, ms")
         axes.set_ylabel(metric.name + unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeqat.reporting.figures.drawing import drawn
+from edgeqat.reporting.figures.drawing import drawn, no_more_than_all
 from edgeqat.reporting.network_schema import StageRow
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def training_svg(stages: Sequence[StageRow], metric: str, is_share: bool) -> str
             (line,) = panels[0].plot(epochs, [epoch.loss for epoch in stage.epochs], marker=".", label=stage.stage)
             found = [(epoch.index, factor * epoch.metric) for epoch in stage.epochs if epoch.metric is not None]
             if found:
-                panels[1].plot(*zip(*found, strict=True), marker=".", color=line.get_color())
+                panels[1].plot(*zip(*found, strict=True), marker=".", color=line.get_color(), clip_on=False)
         for axes in panels:
             axes.set_xlabel("epoch of the stage")
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0].set_ylabel("training loss")
         if validated:
+            no_more_than_all(panels[1], is_share)
             panels[1].set_ylabel(f"validation {metric}" + (", %" if is_share else ""))
         figure.legend(loc="outside right upper")
 
