@@ -68,7 +68,7 @@ def measure(name: str, size: int, folder: Path) -> None:
     for runtime in RUNTIMES:
         files[f"{runtime} fp32"] = eq.lower(twin, runtime, folder / f"{runtime}-fp32")
         files[f"{runtime} int8"] = eq.lower(program, runtime, folder / f"{runtime}-int8")
-    found = measure_latency(files, dict.fromkeys(files, [x[:1]]), threads=1)
+    found = measure_latency(files, {key: [x[:1]] for key in files}, threads=1)
     for runtime in RUNTIMES:
         fp32, int8 = (found[f"{runtime} {kind}"] for kind in ("fp32", "int8"))
         ratio = latency_ratio(fp32.samples_ms, int8.samples_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from edgeqat import cli
 from edgeqat.errors import CalibrationWarning
-from edgeqat.recipe import bundled_recipes
+from edgeqat.recipe import bundled_recipes, load_recipe
 from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
 TINY = [
@@ -118,6 +119,19 @@ def test_recipes(command: CommandLine) -> None:
     assert all(description in ended.out for description in bundled_recipes().values())
 
 
+def test_a_bundled_recipe_is_printed_as_it_is_written(command: CommandLine, tmp_path: Path) -> None:
+    ended = command("recipes", "folder-ptq")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("# ") and "  calibration_n: 128   " in ended.out
+    (tmp_path / "mine.yaml").write_text(ended.out)
+    recipe = load_recipe("folder-ptq").model_dump(exclude={"data"})
+    assert load_recipe(str(tmp_path / "mine.yaml")).model_dump(exclude={"data"}) == recipe
+    assert json.loads(command("recipes", "folder-ptq", "--json").out)["train"] is None
+    assert "found no bundled recipe 'folder-pt'; did you mean folder-ptq?" in command("recipes", "folder-pt").refusal(
+        2
+    )
+
+
 def test_recipes_as_json(command: CommandLine) -> None:
     ended = command("recipes", "--json")
     assert (ended.code, ended.err) == (0, "")
@@ -178,6 +192,7 @@ def test_doctor(command: CommandLine) -> None:
     heads = [line.split()[0] for line in ended.out.splitlines()]
     runtimes = ["onnxruntime", "torchscript", "executorch", "litert", "openvino", "aoti"]
     assert heads == ["processor", "features", *runtimes, "gpu", "versions"]
+    assert re.search(r"\), \d+ cores; torch uses 1 thread$", ended.out.splitlines()[0])
 
 
 def test_doctor_as_json(command: CommandLine) -> None:
@@ -436,7 +451,13 @@ def test_a_quiet_run_prints_results_alone_and_a_verbose_one_details(command: Com
     quiet = command("run", "digits-edge", *TINY, "-q", "-o", tmp_path / "quiet")
     assert (quiet.code, quiet.err) == (0, "")
     assert f"report: {tmp_path / 'quiet' / 'report.html'}" in quiet.out
-    verbose = command("run", "digits-edge", *TINY, "-v", "-o", tmp_path / "verbose")
+    two = [*TINY, "--set=export=[onnxruntime,torchscript]", "--resume"]
+    verbose = command("run", "digits-edge", *two, "-v", "-o", tmp_path / "verbose")
+    assert f"there is no run in {tmp_path / 'verbose'} to resume: it begins at the beginning" in verbose.err
+    for runtime in ("onnxruntime", "torchscript"):  # of two, each line names its own
+        assert f"float, {runtime}: 100.00% of predictions equal to simulation" in verbose.err
+    assert "178 train, 119 validation, 900 calibration, 600 test" in verbose.err
+    assert "warning: 900 samples calibrate and 178 are left to train on" in verbose.err
     for told in ("learning rate", "samples/s", " kB (", "ms at p50 of 5 calls"):
         assert told in verbose.err
     assert "\x1b" not in verbose.out + verbose.err

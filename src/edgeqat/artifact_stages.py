@@ -58,7 +58,8 @@ def verify_all(work: Run, variants: Iterable[Variant]) -> None:
                 parity = compare_float(artifact, lambda batch, m=variant.model: call(m, batch), inputs, classes)  # type: ignore[misc]
             variant.parity[runtime] = parity
             share, what = (parity.bit_identical, "outputs") if exact else (parity.agreement, "predictions")
-            work.monitor.line(f"{variant.name}: {100 * share:.2f}% of {what} equal to {parity.against}")
+            name = variant.name if len(variant.artifacts) == 1 else f"{variant.name}, {runtime}"
+            work.monitor.line(f"{name}: {100 * share:.2f}% of {what} equal to {parity.against}")
             work.monitor.detail(f"{runtime}, {len(work.data.test)} samples ({time.perf_counter() - started:.1f} s)")
 
 

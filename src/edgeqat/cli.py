@@ -8,6 +8,7 @@ installed; 5 a process of a training was lost; 130 interrupted (by Ctrl-C or SIG
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -19,6 +20,7 @@ import typer
 
 from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError, SkippedWarning
 from edgeqat.launch import is_first, is_launched, launch
+from edgeqat.run_folder import FolderState, check_free
 
 if TYPE_CHECKING:
     from edgeqat.reporting.monitor import Monitor
@@ -76,6 +78,8 @@ def run(
     if several and not is_launched() and loaded.compute.nodes == 1:
         monitor.stage(f"start {loaded.compute.devices} processes")
         raise typer.Exit(launch(sys.argv[1:], loaded.compute.devices))
+    if resume and check_free(folder, overwrite, resume) is FolderState.FREE:
+        monitor.stage(f"there is no run in {folder} to resume: it begins at the beginning")
     monitor.stage(f"run {recipe} into {folder}")
     # torch takes seconds to import; what stands above does without.
     from edgeqat.auto import run_auto
@@ -104,10 +108,19 @@ def _tell(report: Report, folder: Path) -> None:
 
 
 @app.command()
-def recipes(as_json: JsonOption = False) -> None:
-    """Lists the bundled recipes."""
-    from edgeqat.recipe import bundled_recipes
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A bundled recipe, to print it; all are listed if not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the bundled recipes, or prints one."""
+    from edgeqat.recipe import bundled_recipes, bundled_text, load_recipe
 
+    if name is not None:
+        text = bundled_text(name)
+        print(json.dumps(load_recipe(name).model_dump(mode="json"), indent=1) if as_json else text.rstrip())
+        return
     found = bundled_recipes()
     if as_json:
         print(json.dumps(found, indent=1))
@@ -260,6 +273,7 @@ def compare(
         from edgeqat.reporting.comparison_page import render_comparison
 
         write_atomically(html, render_comparison(comparison))
+        print(f"page: {html}", file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(comparison.to_dict(), indent=1))
     else:
@@ -282,7 +296,8 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({**machine.to_dict(), "runtimes": runtimes, "gpu": gpu}, indent=1))
         return
-    print(f"processor   {machine.cpu} ({machine.arch}), {machine.threads} threads")
+    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
+    print(f"processor   {machine.cpu} ({machine.arch}), {os.cpu_count()} cores; torch uses {threads}")
     print(f"features    {' '.join(machine.features) or 'none known'}")
     for name, found in runtimes.items():
         if found["version"] is None:

@@ -23,7 +23,7 @@ from edgeqat.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml
 from edgeqat.target_name import is_target_file
 from edgeqat.validation import explain
 
-__all__ = ["Recipe", "bundled_recipes", "expanded", "is_dataset_name", "load_recipe"]
+__all__ = ["Recipe", "bundled_recipes", "bundled_text", "expanded", "is_dataset_name", "load_recipe"]
 
 MAX_THREADS = 1024
 
@@ -146,6 +146,20 @@ def bundled_recipes() -> dict[str, str]:
     return found
 
 
+def bundled_text(name: str) -> str:
+    """A bundled recipe as it is written, comments included.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    bundled = bundled_recipes()
+    if name not in bundled:
+        close = difflib.get_close_matches(name, bundled, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"bundled: {', '.join(bundled)}"
+        raise RecipeError(f"found no bundled recipe {name!r}; {hint}")
+    return (importlib.resources.files("edgeqat.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     """A bundled recipe by name, or one from a YAML file, changed by `key.path=value` settings.
 
@@ -176,8 +190,7 @@ def is_dataset_name(name: str) -> bool:
 def _read(name_or_path: str) -> tuple[str, Path]:
     bundled = bundled_recipes()
     if name_or_path in bundled:
-        folder = importlib.resources.files("edgeqat.recipes")
-        return (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"), Path.cwd()
+        return bundled_text(name_or_path), Path.cwd()
     path = Path(name_or_path)
     if path.is_file():
         try:

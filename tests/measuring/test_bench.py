@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_folder_without_artifact(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{name} {words}, wanted an artifact folder"):
         find_artifacts([tmp_path / name])
+
+
+def test_a_folder_of_artifact_folders_names_them(tmp_path: Path, small_artifact: eq.Artifact) -> None:
+    for name in ("b", "a"):
+        shutil.copytree(small_artifact.folder, tmp_path / name)
+    words = rf"is no artifact, but holds some: name them \({tmp_path / 'a'} {tmp_path / 'b'}\), wanted an artifact"
+    with pytest.raises(InputError, match=words):
+        find_artifacts([tmp_path])
+
+
+def test_an_unfinished_run_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(
+        InputError, match="holds an unfinished run without artifacts: finish it with edgeqat run --resume"
+    ):
+        find_artifacts([tmp_path])
 
 
 # The command.

@@ -113,13 +113,16 @@ def test_differences_are_dotted_and_lack_what_a_tree_lacks() -> None:
     left = {"a": {"b": 1, "c": [1, 2]}, "train": None, "same": {}, "flag": True}
     right = {"a": {"b": 2, "c": [1, 2]}, "train": {"lr": 0.1}, "same": {}, "flag": 1}
     found = {d.key: d.values for d in differences({"l": left, "r": right})}
-    assert found == {
-        "a.b": {"l": 1, "r": 2},
-        "train": {"l": None},
-        "flag": {"l": True, "r": 1},
-        "train.lr": {"r": 0.1},
-    }
+    assert found == {"a.b": {"l": 1, "r": 2}, "train": {"l": None, "r": {"lr": 0.1}}, "flag": {"l": True, "r": 1}}
     assert differences({"l": left, "again": left}) == []
+
+
+def test_a_section_that_one_run_lacks_hides_no_difference_of_the_others() -> None:
+    trees = {"l": {"train": None}} | {
+        run: {"train": {"a": 1, "b": 2, "c": 3, "lr": lr}} for run, lr in zip("mr", (1, 2), strict=True)
+    }
+    found = {d.key: d.describe(list(trees)) for d in differences(trees)}
+    assert found == {"train": ["null", "set (4 keys)", "set (4 keys)"], "train.lr": ["-", "1", "2"]}
 
 
 def test_a_string_is_not_the_number_it_spells() -> None:
@@ -178,9 +181,7 @@ def test_compare_prints_rows_differences_and_warnings(
     assert sum("qat" in line and "a[b]" in line and line.rstrip().endswith("pass") for line in lines) == 1
     assert sum("qat" in line and line.rstrip().endswith("FAIL") for line in lines) == 1
     (train,) = [line.split() for line in lines if line.split()[:1] == ["train"]]
-    assert train[1:] == ["-", "null"]
-    (epochs,) = [line.split() for line in lines if line.split()[:1] == ["train.float_epochs"]]
-    assert epochs[1:] == ["20", "-"]
+    assert train[1] == "set" and train[-1] == "null" and not any(line.strip().startswith("train.") for line in lines)
     assert lines[-1] == "warning: machine.cpu differs (c | d): latencies cannot be compared"
 
 

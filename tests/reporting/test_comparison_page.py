@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_the_command_writes_it_beside_what_it_prints(command: CommandLine, tmp_p
     place = tmp_path / "page.html"
     done = command("compare", *runs, "--html", str(place))
     assert done.code == 0 and "the recipes are the same" in done.out
+    assert done.out.startswith(f"page: {place}\n")
+    as_json = command("compare", *runs, "--html", str(place), "--json")
+    assert as_json.err == f"page: {place}\n" and json.loads(as_json.out)["warnings"] == []
     assert "<h1>2 runs</h1>" in place.read_text(encoding="utf-8")
     refused = command("compare", *runs, "--html", str(place / "page.html"))
     assert refused.code == 2 and "page.html" in refused.err  # its directory is a file

@@ -112,6 +112,7 @@ def test_hazards_are_listed(folder: Path) -> None:
     hazard = HazardRow(kind="saturation", where="x86 without VNNI", op="conv1", found=1.0, limit=0.5, advice=HOSTILE)
     page = render_page(report([row("float"), quantized("ptq", hazards=[hazard] * 60)], PASSED), folder)
     assert "ptq, onnxruntime: 60" in page and "The first 50" in page and page.count("<td>saturation</td>") == 50
+    assert "<td>100%</td>" in page and "<td>50%</td>" in page and "<td>of output channels</td>" in page
     assert "None is known" in render_page(report(ROWS, PASSED), folder)
 
 

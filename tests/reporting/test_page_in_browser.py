@@ -154,7 +154,9 @@ def test_on_paper_nothing_is_cut_and_no_controls_are_left(page: Browser) -> None
         for width, selector in ((1032, "#ops"), (700, "table:not(#ops)"), (700, "figure svg"), (700, "pre")):
             page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
             page.run("dispatchEvent(new Event('beforeprint'))")  # unfolds everything
-            wide = f"[...document.querySelectorAll('{selector}')].filter(e => e.getBoundingClientRect().right > {width})"
+            wide = (
+                f"[...document.querySelectorAll('{selector}')].filter(e => e.getBoundingClientRect().right > {width})"
+            )
             assert page.run(f"{wide}.map(e => e.outerHTML.slice(0, 200))") == []
             assert page.run(f"document.querySelectorAll('{selector}').length") > 0
         assert page.run("getComputedStyle(document.querySelector('th button'), '::after').content") == "none"

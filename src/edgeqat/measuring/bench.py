@@ -64,10 +64,23 @@ def find_artifacts(folders: Sequence[Path]) -> list[Path]:
             continue
         inside = sorted(path.parent for path in folder.glob("artifacts/*/*/manifest.json"))
         if not inside:
-            state = "holds no artifact" if folder.is_dir() else "is no directory"
-            raise InputError(f"{folder} {state}, wanted an artifact folder (with manifest.json) or a run's directory")
+            raise InputError(
+                f"{folder} {_state(folder)}, wanted an artifact folder (with manifest.json) or a run's directory"
+            )
         found += inside
     return found
+
+
+def _state(folder: Path) -> str:
+    """What a folder is that holds no run's artifacts."""
+    if not folder.is_dir():
+        return "is no directory"
+    if (folder / "recipe.yaml").is_file() and not (folder / "report.json").is_file():
+        return "holds an unfinished run without artifacts: finish it with edgeqat run --resume"
+    below = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    if below:
+        return f"is no artifact, but holds some: name them ({' '.join(map(str, below))})"
+    return "holds no artifact"
 
 
 def bench(folders: Sequence[Path], threads: int = 1, batch: int = 1) -> list[Benched]:

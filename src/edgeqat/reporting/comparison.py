@@ -22,6 +22,14 @@ from edgeqat.reporting.verdict import verdict
 __all__ = ["Comparison", "Difference", "compare_runs", "print_comparison"]
 
 
+SHOWN_KEYS = 3
+"""Of a section that another run does not have; of more keys only the number is shown."""
+
+
+class Section(dict[str, Any]):
+    """The keys of a section that another run does not have at all."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A dotted key that is not the same in all runs; `values` lacks the runs that do not have it."""
@@ -86,11 +94,29 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 def differences(trees: dict[str, dict[str, Any]]) -> list[Difference]:
     """The dotted keys that are not the same in all trees, in the order in which they appear."""
     flat = {name: dict(_leaves("", tree)) for name, tree in trees.items()}
+    _fold_absent(flat)
     keys = dict.fromkeys(key for leaves in flat.values() for key in leaves)
     found = [Difference(key, {name: leaves[key] for name, leaves in flat.items() if key in leaves}) for key in keys]
     return [
         d for d in found if len(d.values) < len(flat) or len({json.dumps(value) for value in d.values.values()}) > 1
     ]
+
+
+def _fold_absent(flat: dict[str, dict[str, Any]]) -> None:
+    """Makes one leaf of a section that is null in one tree, less the keys in which the others differ themselves."""
+    for section in sorted({key for leaves in flat.values() for key, value in leaves.items() if value is None}):
+        inside = {name: [key for key in leaves if key.startswith(f"{section}.")] for name, leaves in flat.items()}
+        having = [name for name, keys in inside.items() if keys]
+        alike = {key for name in having for key in inside[name] if len({_json(flat[n].get(key)) for n in having}) == 1}
+        for name in having:
+            whole = {key.removeprefix(f"{section}."): flat[name][key] for key in inside[name]}
+            flat[name] = {key: value for key, value in flat[name].items() if key not in alike} | {
+                section: Section(whole)
+            }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _leaves(prefix: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -120,6 +146,8 @@ def _between(reports: dict[str, Report], trees: list[dict[str, Any]]) -> list[Di
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Section) and len(value) > SHOWN_KEYS:
+        return f"set ({len(value)} keys)"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

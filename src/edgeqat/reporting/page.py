@@ -36,6 +36,16 @@ CLASSES_SHOWN = 20
 OPS_SHOWN = 12
 """Kinds of op in a profile, the slowest first; report.json has them all."""
 
+HAZARD_UNITS = {
+    "saturation": "of output channels",
+    "bias": "largest integer bias",
+    "overflow": "largest sum",
+    "rounding": "largest sum",
+    "range": "ratio of scales",
+    "scale": "scale, product or ratio of scales",
+}
+"""What is counted of each kind of hazard."""
+
 HAZARDS_SHOWN = 50
 """Hazards of an artifact; report.json has them all."""
 
@@ -65,6 +75,7 @@ def render_page(report: Report, folder: Path) -> str:
             classes_shown=CLASSES_SHOWN,
             ops_shown=OPS_SHOWN,
             hazards_shown=HAZARDS_SHOWN,
+            hazard_units=HAZARD_UNITS,
             most_shown=MOST_SHOWN,
             profiles=_profiles(report),
             not_measured=not_measured(report),
