@@ -12,7 +12,7 @@ def test_a_line_an_activation_size_and_runtime(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(activations, "RUNTIMES", ("onnxruntime",))
-    monkeypatch.setattr(sys, "argv", "activations.py --sizes 16 --activations relu hardswish".split())
+    monkeypatch.setattr(sys, "argv", ["activations.py", "--sizes", "16", "--activations", "relu", "hardswish"])
     activations.main()
     machine, versions, *lines = capsys.readouterr().out.splitlines()
     assert machine.startswith("machine: ") and versions.startswith("versions: ")
