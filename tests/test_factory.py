@@ -134,8 +134,8 @@ def test_name_of_another_form(target: str) -> None:
         ("no_such_module_at_all:make", "cannot import no_such_module_at_all: ModuleNotFoundError: No module named"),
         ("edgeqat.nothing:make", "cannot import edgeqat.nothing: ModuleNotFoundError"),
         ("..zoo:make", "cannot import ..zoo: TypeError"),
-        ("nowhere/net.py:make", "cannot import nowhere/net.py: FileNotFoundError: no file nowhere/net.py"),
-        ("edgeqat.zoo:resnet21", "edgeqat.zoo has no callable 'resnet21'"),
+        ("nowhere/net.py:make", "found no file nowhere/net.py"),
+        ("edgeqat.zoo:resnet21", "edgeqat.zoo has no callable 'resnet21'; did you mean resnet20?"),
         ("edgeqat.zoo:__all__", "edgeqat.zoo has no callable '__all__'"),
     ],
 )

@@ -631,6 +631,16 @@ def test_array_of_the_wrong_shape(image_folder: Path, tmp_path: Path) -> None:
     assert "holds uint8 [8, 8, 4], wanted uint8 [H, W, 3]" in ended.refusal(2)
 
 
+def test_images_of_another_size(image_folder: Path, tmp_path: Path) -> None:
+    """The runtime would complain about a dimension of a tensor."""
+    edit_manifest(image_folder, lambda m: m["preprocessing"].update({"resize": None}))
+    Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.zeros((9, 7, 3), np.uint8))
+    for name, why in (("a.png", "the manifest has no resize"), ("a.npy", "a .npy file is not resized")):
+        ended = run_python(RUN_SHIPPED, image_folder / "verify.py", "--image", tmp_path / name)
+        assert f"{name} is 7x9, the model wants 8x8, and {why}; give it in that size" in ended.refusal(2)
+
+
 def test_no_image_without_preprocessing(folder: Path, tmp_path: Path) -> None:
     ended = run_python(RUN_SHIPPED, folder / "verify.py", "--image", tmp_path / "a.npy")
     assert "does not say how one image becomes this model's input" in ended.refusal(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,92 @@ def test_a_stage_that_was_left_out_is_named(sim: eq.SimulatedModel, tmp_path: Pa
     with pytest.raises(InputError, match=r"^found a SimulatedModel, wanted what edgeqat.convert\(sim\) returns$"):
         eq.lower(unconverted, "onnxruntime", tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_another_stage_returns_is_named(
+    sim: eq.SimulatedModel, small_artifact: eq.Artifact, small_program: eq.QuantizedProgram
+) -> None:
+    given: Any = {
+        "sim": sim,
+        "program": small_program,
+        "artifact": small_artifact,
+        "path": "runs/a",
+        "model": SmallNet(),
+    }
+    x, of_program = torch.zeros(2, 3, 8, 8), r"wanted what edgeqat.convert\(sim\) returns$"
+    of_lower = r"wanted what edgeqat.lower\(program, runtime, folder\) or edgeqat.load_artifact\(folder\) returns$"
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: eq.verify(given["program"], given["artifact"], [x]), f"^found a QuantizedProgram, {of_lower}"),
+        (lambda: eq.verify(given["path"], small_program, [x]), f"^found 'runs/a', {of_lower}"),
+        (lambda: eq.verify(small_artifact, given["sim"], [x]), f"^found a SimulatedModel, {of_program}"),
+        (lambda: eq.measure([given["path"]], [(x, x)]), f"^found 'runs/a', {of_lower}"),
+        (lambda: eq.measure(given["path"], [(x, x)]), f"^found 'runs/a', {of_lower}"),
+        (
+            lambda: eq.measure(given["artifact"], [(x, x)]),
+            r"^found an Artifact, wanted a list of them; pass \[artifact\]$",
+        ),
+        (lambda: eq.reference(given["sim"], x), f"^found a SimulatedModel, {of_program}"),
+        (lambda: eq.hazards(given["sim"]), f"^found a SimulatedModel, {of_program}"),
+        (lambda: eq.saturation_cost(given["sim"], [x]), f"^found a SimulatedModel, {of_program}"),
+        (lambda: eq.run({}, "out"), "^found a dict, wanted a bundled recipe's name or a YAML file"),  # type: ignore[arg-type]
+        (lambda: eq.prepare(given["sim"], x), "^found a SimulatedModel, which is prepared already, wanted the float"),
+        (lambda: eq.plan(given["sim"], x), "^found a SimulatedModel, which is prepared already, wanted the float"),
+    ]
+    stages: list[Callable[[Any], Any]] = [
+        eq.equalize,
+        lambda model: eq.adaround(model, [x]),
+        lambda model: eq.correct_biases(model, [x]),
+        lambda model: eq.sensitivity(model, [x]),
+    ]
+    of_prepare = r"^found a SmallNet, wanted what edgeqat.prepare\(model, example_inputs\) returns$"
+    cases += [(lambda stage=stage: stage(given["model"]), of_prepare) for stage in stages]
+    for call, message in cases:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_a_batch_where_batches_are_wanted(
+    sim: eq.SimulatedModel, small_artifact: eq.Artifact, small_program: eq.QuantizedProgram
+) -> None:
+    x: Any = torch.zeros(2, 3, 8, 8)
+    of_inputs = r"^batches is a tensor \[2, 3, 8, 8\], wanted a list or DataLoader of inputs; pass \[tensor\]$"
+    of_pairs = of_inputs.replace("inputs; pass \\[tensor", "\\(inputs, targets\\); pass \\[\\(inputs, targets\\)")
+    for call in (
+        lambda: eq.calibrate(copy.deepcopy(sim), x),
+        lambda: eq.verify(small_artifact, small_program, x),
+        lambda: eq.adaround(copy.deepcopy(sim), x),
+        lambda: eq.correct_biases(copy.deepcopy(sim), x),
+        lambda: eq.saturation_cost(small_program, x),
+        lambda: eq.sensitivity(sim, x),
+    ):
+        with pytest.raises(InputError, match=of_inputs):
+            call()
+    for call in (
+        lambda: eq.fit(copy.deepcopy(sim), x, epochs=1, lr=0.1),
+        lambda: eq.measure([small_artifact], x),
+        lambda: eq.sensitivity(sim, x, "top1"),
+    ):
+        with pytest.raises(InputError, match=of_pairs):
+            call()
+    with pytest.raises(InputError, match="^batches is a dict, wanted a list or DataLoader of inputs; pass "):
+        eq.calibrate(copy.deepcopy(sim), {"x": x})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [(torch.zeros(2, 3, 8, 8), r"a tensor \[2, 3, 8, 8\]"), ((torch.zeros(2, 3, 8, 8),), "a tuple of 1")],
+)
+def test_batches_without_targets(sim: eq.SimulatedModel, small_artifact: eq.Artifact, batch: Any, found: str) -> None:
+    words = rf"^found a batch that is {found}, wanted \(inputs, targets\); give each batch its targets$"
+    with pytest.raises(InputError, match=words):
+        eq.fit(copy.deepcopy(sim), [batch], epochs=1, lr=0.1)
+    with pytest.raises(InputError, match=words):
+        eq.measure([small_artifact], [batch])
+    with pytest.raises(InputError, match=words):
+        eq.fit(
+            SmallNet(),
+            [(torch.zeros(2, 3, 8, 8), torch.zeros(2).long())],
+            epochs=1,
+            lr=0.1,
+            validation_batches=[batch],
+        )

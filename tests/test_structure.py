@@ -21,6 +21,7 @@ ORDER = [
         "ranks",
         "run_folder",
         "signature",
+        "arguments",
         "machine",
         "affine",
         "observer_args",

@@ -30,7 +30,15 @@ def main(runtime: str, run: Run) -> None:
     steps = manifest["preprocessing"] or {}
     if entry["dtype"] != "uint8" and not (steps.get("mean") and steps.get("std")):
         raise SystemExit(f"{options.folder} does not say how an image becomes the model's input: no mean and std")
-    image = preprocess(read(options.image, steps.get("resize")), steps, entry["dtype"])
+    pixels = read(options.image, steps.get("resize"))
+    for found, wanted in zip(pixels.shape[:2], entry["shape"][2:], strict=True):
+        if isinstance(wanted, int) and found != wanted:  # a name, where the model takes any size
+            height, width = pixels.shape[:2]
+            raise SystemExit(
+                f"{options.image} is {width}x{height}, the model wants {entry['shape'][3]}x{entry['shape'][2]} "
+                "and the manifest has no resize: give it in that size"
+            )
+    image = preprocess(pixels, steps, entry["dtype"])
     scores = run(options.folder / manifest["model"], manifest["engine"], image)[0]
     labels = steps.get("labels") or [str(number) for number in range(len(scores))]
     for best in np.argsort(-scores, kind="stable")[:3]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from edgeqat.files import write_atomically
 from edgeqat.lowering.golden import GOLDEN_N
 from edgeqat.lowering.lower import lower
+from edgeqat.lowering.preprocessing import classes_of
 from edgeqat.measuring.measure import measure
 from edgeqat.measuring.memory import peak_memory
 from edgeqat.measuring.parity import compare_float, verify
 from edgeqat.measuring.profile import profile_ops
 from edgeqat.measuring.variant import Variant
+from edgeqat.program import QuantizedProgram
 from edgeqat.reporting.build import samples_path
 from edgeqat.reporting.monitor import Followed
 from edgeqat.reporting.schema import FLOAT_TWIN
@@ -35,11 +38,21 @@ def lower_all(work: Run, variants: Sequence[Variant]) -> None:
             for rule in rules:
                 runtime, started = runtime_of(rule.name), time.perf_counter()
                 place = work.folder / "artifacts" / variant.name / runtime
-                artifact = lower(variant.program, rule.spelled, place, golden, preprocessing)
+                steps = _fitting(preprocessing, variant.program)
+                artifact = lower(variant.program, rule.spelled, place, golden, steps)
                 variant.artifacts[runtime] = artifact
                 seconds = time.perf_counter() - started
                 work.monitor.detail(f"{artifact.path}: {artifact.file_bytes / 1000:.1f} kB ({seconds:.1f} s)")
                 advance()
+
+
+def _fitting(preprocessing: dict[str, Any], program: QuantizedProgram) -> dict[str, Any]:
+    """With a label for every output, where a model has more of them than the data has classes; else with none."""
+    labels, classes = preprocessing["labels"], classes_of(program)
+    if labels is None or classes is None or len(labels) == classes:
+        return preprocessing
+    numbers = [str(number) for number in range(len(labels), classes)]
+    return {**preprocessing, "labels": [*labels, *numbers] if numbers else None}
 
 
 def verify_all(work: Run, variants: Iterable[Variant]) -> None:

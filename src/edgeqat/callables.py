@@ -1,10 +1,18 @@
-"""The user's own code, named in a recipe as `module:callable` or `file.py:callable`, and other objects of it."""
+"""The user's own code, named in a recipe as `module:callable` or `file.py:callable`, and other objects of it.
+
+It finds its neighbours as it would when run by `python file.py`, or `python -m module`: the file's folder, or the
+working directory, comes first among the places to import from while it is imported, and last from then on, for what
+it imports only when it is called.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +26,9 @@ USER_ERRORS = (Exception, SystemExit)
 
 _LATEST: dict[Path, Any] = {}
 """The latest import of each file that was kept."""
+
+_PLACES: set[Path] = set()
+"""The folders that users' code was imported from."""
 
 
 def resolve_callable(target: str, what: str, keep: bool = False) -> Callable[..., Any]:
@@ -38,7 +49,9 @@ def resolve_callable(target: str, what: str, keep: bool = False) -> Callable[...
         _LATEST[Path(place).resolve()] = module
     found = getattr(module, name, None)
     if not callable(found):
-        raise ModelError(f"{what}: {place} has no callable {name!r}")
+        known = [own for own in dir(module) if callable(getattr(module, own)) and not own.startswith("_")]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ModelError(f"{what}: {place} has no callable {name!r}{_meant(near)}")
     return found  # type: ignore[no-any-return]
 
 
@@ -65,18 +78,46 @@ def _split(target: str, what: str, kind: str) -> tuple[str, str]:
     return place, name
 
 
+def _meant(near: list[str]) -> str:
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _import(place: str, what: str) -> Any:
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        others = [path.name for path in sorted(Path(place).parent.glob("*.py"))]
+        near = difflib.get_close_matches(Path(place).name, others, n=1)
+        raise ModelError(f"{what}: found no file {place}{_meant([str(Path(place).with_name(own)) for own in near])}")
     try:
-        return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        with _neighbours(Path(place).resolve().parent if is_file else Path.cwd()):
+            return _import_file(Path(place)) if is_file else importlib.import_module(place)
     except USER_ERRORS as error:
         # Importing runs the user's code, which may raise anything; the message is theirs, the key is ours.
         raise ModelError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """The modules of a folder can be imported: before all others within this, after all others from then on."""
+    for name, module in list(sys.modules.items()):
+        own = Path(getattr(module, "__file__", None) or "").parent
+        if own in _PLACES and own != folder and (folder / f"{name}.py").is_file():
+            del sys.modules[name]  # another user's file of that name, imported from elsewhere
+    _PLACES.add(folder)
+    place = str(folder)
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)
+
+
 def _import_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"edgeqat_user_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    assert spec is not None and spec.loader is not None  # any *.py has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

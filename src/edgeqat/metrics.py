@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgeqat.arguments import pair_of
 from edgeqat.callables import USER_ERRORS, resolve_callable
 from edgeqat.errors import DataError, InputError
 from edgeqat.intervals import (
@@ -155,13 +156,14 @@ def evaluate(run: Callable[[Batch], Any], batches: Iterable[tuple[Batch, Any]], 
         metric: Gets outputs and targets batch by batch; outputs are not kept.
 
     Raises:
+        InputError: A batch is no pair.
         DataError: No batches, outputs or targets that the metric does not take, or figures that are not finite.
     """
     statistics: list[Tensor] = []
     predicted: list[Tensor] = []
     labelled: list[Tensor] = []
     with torch.no_grad():
-        for inputs, targets in batches:
+        for inputs, targets in map(pair_of, batches):
             outputs = run(inputs)
             statistics.append(checked_statistics(metric, outputs, targets))
             if metric.classes and isinstance(outputs, Tensor) and outputs.ndim == 2:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from edgeqat.arguments import named
 from edgeqat.artifact_stages import lower_all, measure_all, verify_all
 from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Samples, describe, named_leaves
@@ -103,6 +104,11 @@ def run(
             had another recipe.
         MissingRuntimeError: A runtime that it exports to is not installed.
     """
+    if not isinstance(recipe, (Recipe, str, Path)):
+        raise InputError(
+            f"found {named(recipe)}, wanted a bundled recipe's name or a YAML file; write it to one, or pass "
+            "edgeqat.recipe.Recipe(**settings)"
+        )
     recipe, folder = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe)), Path(out_dir)
     with team_of(recipe.compute) as team:
         ranks, told = team.ranks, Silent() if monitor is None or not team.ranks.first else monitor

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from edgeqat.errors import PlanError
+from edgeqat.errors import InputError, PlanError
 from edgeqat.float_reasons import FloatReasons
 from edgeqat.graph.capture import capture
 from edgeqat.graph.forms import Form
@@ -43,7 +43,7 @@ from edgeqat.signature import Batch
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import Target
 
-__all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "plan", "plan_graph"]
+__all__ = ["BATCH_NORM_MODES", "Plan", "PlanRow", "check_float_module", "plan", "plan_graph"]
 
 PIXEL_BITS = 8
 
@@ -68,9 +68,19 @@ def plan(
         CaptureError: The model cannot be exported.
         PlanError: The settings cannot be satisfied.
     """
+    check_float_module(model)
     model, refused = replace_blocks(model, example_inputs, fusions, pixels)
     fused = fuse(capture(model, example_inputs, opaque, dynamic_size, pixels), fusions, refused)
     return plan_graph(fused, qconfig_mapping, target, batch_norm)
+
+
+def check_float_module(model: nn.Module) -> None:
+    """Raises InputError for what `prepare` returned."""
+    if isinstance(getattr(model, "plan", None), Plan):
+        raise InputError(
+            f"found a {type(model).__name__}, which is prepared already, wanted the float module that it was made of; "
+            "calibrate it, or pass that"
+        )
 
 
 def plan_graph(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeqat.affine import BIAS_LIMIT
+from edgeqat.arguments import INPUTS, PAIRS, check_batches, check_made, pair_of
 from edgeqat.errors import DataError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.arithmetic.saturation import saturating_pairs
@@ -77,8 +78,9 @@ def hazards(program: QuantizedProgram, runtime: str | None = None) -> list[Hazar
         runtime: A target's name, "onnxruntime" or "torchscript/qnnpack", to leave out what does not concern it.
 
     Raises:
-        InputError: The program is a plan, whose grids are empty.
+        InputError: It is no program, or a plan, whose grids are empty.
     """
+    check_made(program, QuantizedProgram)
     return [h for op in program.ops for h in _of_op(program, op) if runtime is None or _concerns(h, runtime)]
 
 
@@ -176,14 +178,16 @@ def saturation_cost(
 
     Raises:
         DataError: There is no batch, or the metric does not take it.
-        InputError: The metric is unknown.
+        InputError: It is no program, or the metric is unknown.
     """
+    check_made(program, QuantizedProgram)
+    check_batches(batches, INPUTS if metric is None else PAIRS)
     chosen = None if metric is None else resolve_metric(metric)
     both = [Interpreter(program, ARITHMETICS[name]) for name in (VNNI, WITHOUT)]
     tally = _Tally()
     statistics: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in batches:
-        inputs, targets = (batch, None) if chosen is None else batch
+        inputs, targets = (batch, None) if chosen is None else pair_of(batch)
         flat = program.signature.flatten(inputs)
         results = [interpreter.run_with_taps(flat) for interpreter in both]
         tally.add(*results)

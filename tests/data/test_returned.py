@@ -286,7 +286,7 @@ def test_more_than_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("nowhere.py:make", "data.source: cannot import nowhere.py: FileNotFoundError"),
+        ("nowhere.py:make", "data.source: found no file nowhere.py"),
         ("no_such_module_at_all:make", "data.source: cannot import no_such_module_at_all"),
         ("os:nothing", "data.source: os has no callable 'nothing'"),
     ],

@@ -105,6 +105,16 @@ def test_an_image_file_is_resized(folders: dict[str, eq.Artifact], images: Tenso
     assert [(label, f"{float(score):.4f}") for label, score in theirs] == [tuple(row) for row in ours]
 
 
+def test_an_image_of_another_size_is_refused(folders: dict[str, eq.Artifact], tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", np.zeros((9, 7, 3), np.uint8))
+    ended = run_python(
+        BLOCKED, DEPLOY / "run_onnxruntime.py", "edgeqat", folders["onnxruntime"].folder, tmp_path / "image.npy"
+    )
+    (line,) = ended.err.splitlines()
+    assert ended.code == 1
+    assert "image.npy is 7x9, the model wants " in line and "the manifest has no resize" in line
+
+
 def test_a_folder_of_another_runtime_is_refused(folders: dict[str, eq.Artifact], tmp_path: Path) -> None:
     ended = run_python(BLOCKED, DEPLOY / "run_litert.py", "edgeqat", folders["onnxruntime"].folder, "x.npy")
     assert ended.code == 1

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -51,7 +52,7 @@ def test_manifest_says_how_the_model_was_quantized(
 
 
 def test_preprocessing_is_kept(small_program: eq.QuantizedProgram, tmp_path: Path) -> None:
-    wanted = {"mean": [0.5] * 3, "std": [0.25] * 3, "layout": "NCHW", "labels": ["ä", "b"]}
+    wanted = {"mean": [0.5] * 3, "std": [0.25] * 3, "layout": "NCHW", "labels": [*"äbcdefghij"]}
     artifact = eq.lower(small_program, "onnxruntime", tmp_path / "a", preprocessing=wanted)
     assert json.loads((artifact.folder / "manifest.json").read_text(encoding="utf-8"))["preprocessing"] == wanted
 
@@ -69,7 +70,7 @@ def test_same_program_gives_the_same_bytes_and_no_time_is_in_them(
 def test_lowering_again_replaces_the_folder(small_program: eq.QuantizedProgram, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    for preprocessing in (None, {"labels": ["a"]}):
+    for preprocessing in (None, {"labels": list("abcdefghij")}):
         artifact = eq.lower(small_program, "onnxruntime", str(folder), preprocessing=preprocessing)
         assert eq.load_artifact(folder).manifest["preprocessing"] == artifact.manifest["preprocessing"]
         assert sorted(p.name for p in folder.iterdir()) == FILES
@@ -196,3 +197,42 @@ def test_place_that_cannot_be_written(small_program: eq.QuantizedProgram, tmp_pa
             eq.lower(small_program, "onnxruntime", place)
     assert (tmp_path / "file").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [
+        ({"meen": [0.5] * 3}, "^preprocessing: unknown key 'meen'; did you mean mean[?]$"),
+        ({"size": [8, 8]}, "^preprocessing: unknown key 'size'; did you mean resize[?]$"),
+        ({"mean": 0.5, "std": 0.5}, "^preprocessing: found mean 0.5, wanted a list of numbers, one a channel$"),
+        ({"mean": [0.5] * 3}, "^preprocessing: found mean alone, wanted mean and std"),
+        ({"mean": [0.5], "std": [0.5]}, "^preprocessing: mean has 1 figures, and the input 3 channels$"),
+        (
+            {"mean": [0.5] * 3, "std": [0.5, 0, 0.5]},
+            r"^preprocessing: found std \[0.5, 0, 0.5\], wanted figures above 0$",
+        ),
+        ({"resize": 8}, r'^preprocessing: found resize 8, wanted \{"size": \[height, width\]\}$'),
+        (
+            {"resize": {"size": [9, 8]}},
+            r"^preprocessing: resize makes images of \[9, 8\], and the model takes \[8, 8\]$",
+        ),
+        (
+            {"resize": {"size": [8, 8], "method": "cubic"}},
+            "^preprocessing: found the resize method 'cubic', wanted 'bil",
+        ),
+        ({"layout": "NHWC"}, "^preprocessing: found the layout 'NHWC', wanted 'NCHW'"),
+        (
+            {"labels": ["a", "b"]},
+            "^preprocessing: found 2 labels, and the model has 10 outputs; wanted a name for each$",
+        ),
+        ({"labels": "ab"}, "^preprocessing: found labels 'ab', wanted a list of class names$"),
+        ({"inputs": {"x": {"maen": 1}}}, "^preprocessing: inputs: x: unknown key 'maen'; did you mean mean[?]$"),
+        ([0.5], r"^preprocessing: found \[0.5\], wanted a dict with any of input, mean, std, layout, resize"),
+    ],
+)
+def test_preprocessing_that_no_device_could_do(
+    small_program: eq.QuantizedProgram, tmp_path: Path, preprocessing: Any, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        eq.lower(small_program, "onnxruntime", tmp_path / "a", preprocessing=preprocessing)
+    assert not (tmp_path / "a").exists()

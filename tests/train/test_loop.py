@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import edgeqat as eq
-from edgeqat.errors import DataError, InputError
+from edgeqat.errors import DataError, InputError, ModelError, PhaseError
 from edgeqat.train.loop import Epoch
 from models import SmallNet, shake
 
 IMAGE = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(16) % 10
 BATCHES = [(IMAGE[:8], torch.arange(8) % 10), (IMAGE[8:], torch.arange(8) % 10)]
 
 
@@ -114,6 +115,15 @@ def test_a_custom_loss_is_called() -> None:
     assert called == [(8, 10), (8, 10)]
 
 
+def test_a_simulation_without_grids_is_not_trained_in_float() -> None:
+    """It would train without a word, and fail in convert."""
+    sim = eq.prepare(SmallNet().eval(), IMAGE[:2])
+    with pytest.raises(PhaseError, match=r"calibrate first: edgeqat.calibrate\(sim, batches\)$"):
+        eq.fit(sim, BATCHES, epochs=1, lr=0.01)
+    nothing = eq.prepare(SmallNet().eval(), IMAGE[:2], qconfig_mapping=eq.QConfigMapping().set_global(None))
+    eq.fit(nothing, BATCHES, epochs=1, lr=0.01)
+
+
 def poisoned() -> list[tuple[Tensor, Tensor]]:
     return [BATCHES[0], (torch.full_like(IMAGE[8:], float("nan")), BATCHES[1][1])]
 
@@ -127,8 +137,15 @@ def poisoned() -> list[tuple[Tensor, Tensor]]:
         ({"optimizer": "lion"}, InputError, "found the optimizer 'lion', wanted one of sgd, adamw"),
         ({"loss": "hinge"}, InputError, "found the loss 'hinge', wanted one of cross_entropy, mse"),
         ({"metric": "f1"}, InputError, "found the metric 'f1', wanted one of top1"),
+        (
+            {"train_batches": [(IMAGE, CLASSES.float())]},
+            ModelError,
+            r"cross_entropy .* fails: .*; .* targets.long\(\)$",
+        ),
+        ({"train_batches": [(IMAGE, CLASSES + 4)]}, ModelError, "; found classes 4 to 13, wanted 0 to 9$"),
+        ({"loss": lambda o, t: o.detach().sum()}, ModelError, "the loss <lambda> has no gradient"),
     ],
-    ids=["nan", "empty", "no length", "optimizer", "loss", "metric"],
+    ids=["nan", "empty", "no length", "optimizer", "loss", "metric", "float classes", "other classes", "no gradient"],
 )
 def test_bad_input_is_named(settings: dict[str, object], error: type[Exception], message: str) -> None:
     arguments: dict[str, object] = {"train_batches": BATCHES, "epochs": 1, "lr": 0.01} | settings

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from edgeqat.arguments import INPUTS, PAIRS, check_batches, check_made, pair_of
 from edgeqat.data.fingerprint import fingerprint
 from edgeqat.diagnose.effects import Tally, drop_of
 from edgeqat.diagnose.jobs import Jobs
@@ -58,10 +59,13 @@ def sensitivity(
         PhaseError: `sim` is not calibrated.
         PlanError: Nothing in it is quantized.
         DataError: There are fewer than 2 samples, the metric does not take them, or outputs are NaN or infinite.
-        InputError: The metric is unknown, or what jobs want cannot be sent to them.
+        InputError: The metric is unknown, `sim` or the batches are something else, or what jobs want cannot be sent to
+            them.
         JobError: The system ended a job.
         OutputError: The log cannot be written.
     """
+    check_made(sim, SimulatedModel)
+    check_batches(batches, INPUTS if metric is None else PAIRS)
     chosen = None if metric is None else resolve_metric(metric)
     if classes is None and chosen is not None:
         classes = chosen.classes
@@ -69,7 +73,9 @@ def sensitivity(
     if not settings.units:
         raise PlanError("nothing in this model is quantized; edgeqat.plan(...) says why")
     kept = None if log is None else LookLog(TrialLog(Path(log), _identity(sim, chosen, classes)), settings)
-    given: Iterable[Labelled] = batches if chosen is not None else ((inputs, None) for inputs in batches)
+    given: Iterable[Labelled] = (
+        ((inputs, None) for inputs in batches) if chosen is None else (pair_of(batch) for batch in batches)
+    )
     tell = on_run or (lambda: None)
     measuring = _Measuring(sim, settings, chosen)
     looker = Looker(sim, settings, chosen, classes)

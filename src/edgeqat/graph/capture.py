@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from edgeqat.arguments import named
 from edgeqat.errors import CaptureError
 from edgeqat.graph.capture_error import UNKNOWN_OUTPUT, explain
-from edgeqat.graph.example import check_float32, example_call
+from edgeqat.graph.example import check_call, check_float32, example_call
 from edgeqat.graph.functionalize import BATCH_NORMS, make_functional, source_line
 from edgeqat.graph.normalize import normalize
 from edgeqat.graph.opaque import OPAQUE, find_opaque, opaque_calls, restore_opaque
@@ -123,7 +124,9 @@ def capture(
         InputError: An example input is no tensor, or in another precision.
     """
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"found a {type(model).__name__}, wanted an nn.Module")
+        raise CaptureError(f"found {named(model)}, wanted an nn.Module; pass the model itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(f"found a {type(model).__name__}, wanted the eager module that it was made of; pass that")
     given = example_call(example_inputs)
     args, kwargs = given if pixels is None else normalised_call(pixels, *given)
     check_float32(model, pytree.tree_leaves((args, kwargs)))
@@ -136,9 +139,14 @@ def capture(
     mark_stubs(own, kept.values())
     if dynamic_size:
         check_any_size(own, args, kwargs)
-    with opaque_calls(own, kept, args, kwargs):
-        exported = _export(own, args, kwargs, dynamic_size)
-        module = exported.module(check_guards=False)
+    try:
+        with opaque_calls(own, kept, args, kwargs):
+            exported = _export(own, args, kwargs, dynamic_size)
+            module = exported.module(check_guards=False)
+    except Exception:
+        # Whatever stopped it: a model that cannot be called with these inputs at all is told so.
+        check_call(copy.deepcopy(template).eval(), example_inputs, args, kwargs)
+        raise
     for holder in (module, template):
         for name, parameter in holder.named_parameters():
             parameter.requires_grad_(name not in frozen)

@@ -8,7 +8,7 @@ import traceback
 
 from torch import nn
 
-__all__ = ["UNKNOWN_OUTPUT", "explain"]
+__all__ = ["UNKNOWN_OUTPUT", "explain", "last_user_frame"]
 
 UNKNOWN_OUTPUT = "in output, which is not a known type"
 """What torch.export says of a class that pytree does not know."""
@@ -23,7 +23,7 @@ def explain(model: nn.Module, error: BaseException, dynamic_size: bool) -> str:
     if frames:
         file, line, _, source = frames[-1]
         where = f" at {file.rsplit('/', 1)[-1]}:{line} ({source.strip()})"
-    elif (frame := _last_user_frame(error)) is not None:
+    elif (frame := last_user_frame(error)) is not None:
         where = f" at {frame}"
     unknown = re.search(rf"Found <class '([^']+)'> {UNKNOWN_OUTPUT}", text)
     if unknown is not None:
@@ -46,6 +46,16 @@ def explain(model: nn.Module, error: BaseException, dynamic_size: bool) -> str:
     )
 
 
+def last_user_frame(error: BaseException) -> str | None:
+    """The innermost frame of the traceback that is neither torch's nor ours."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and "/edgeqat/graph/" not in file and not file.startswith("<"):
+            found = f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
+    return found
+
+
 def _innermost_submodule(model: nn.Module, error: BaseException) -> str:
     """The dotted name of the innermost submodule of a class not torch's in which an error arose; "" for none."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -54,14 +64,4 @@ def _innermost_submodule(model: nn.Module, error: BaseException) -> str:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and id(module) in names and not type(module).__module__.startswith("torch."):
             found = names[id(module)]
-    return found
-
-
-def _last_user_frame(error: BaseException) -> str | None:
-    """The innermost frame of the traceback that is neither torch's nor ours."""
-    found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        if "/torch/" not in file and "/edgeqat/graph/" not in file and not file.startswith("<"):
-            found = f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
     return found

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgeqat.arguments import check_made
 from edgeqat.interpreter.arithmetic import Arithmetic, resolve_arithmetic
 from edgeqat.interpreter.arithmetic.base import Saturating
 from edgeqat.interpreter.moving import move
@@ -74,8 +75,9 @@ def reference(
         int32 tensor}).
 
     Raises:
-        InputError: The arithmetic is unknown, or the inputs do not fit the program.
+        InputError: It is no program, the arithmetic is unknown, or the inputs do not fit the program.
     """
+    check_made(program, QuantizedProgram)
     interpreter = Interpreter(program, resolve_arithmetic(arithmetic))
     flat = program.signature.flatten(inputs)
     if not taps:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from edgeqat.arguments import check_made
 from edgeqat.errors import EdgeqatError, InputError
 from edgeqat.files import replace_folder, sha256_of, to_json, write_atomically
 from edgeqat.interpreter.arithmetic import ARITHMETICS
@@ -19,6 +20,7 @@ from edgeqat.lowering import to_aoti, to_executorch, to_litert, to_onnx, to_open
 from edgeqat.lowering.artifact import Artifact, check_replaceable
 from edgeqat.lowering.golden import golden_vectors, sample_inputs, what_is_owed
 from edgeqat.lowering.own_target import check_clamps, check_follows
+from edgeqat.lowering.preprocessing import check_preprocessing
 from edgeqat.lowering.session import open_session
 from edgeqat.lowering.spelling import Spelling
 from edgeqat.machine import describe_machine
@@ -67,8 +69,8 @@ def lower(
             of a target of your own, which gets an ONNX file in QDQ form.
         out_dir: The folder; an artifact folder that is there is replaced whole, once everything is written.
         golden_inputs: A batch to verify with; by default 16 seeded samples over the input grid.
-        preprocessing: What the manifest says of mean, std, layout and labels; of an input that takes pixels, neither
-            mean nor std.
+        preprocessing: What a device does to an image, and the classes' names: mean, std, resize, layout, labels, as
+            docs/runtimes.md says; of an input that takes pixels, neither mean nor std.
 
     Raises:
         InputError: It is no program, or the golden inputs or the preprocessing are not those of its inputs.
@@ -78,8 +80,7 @@ def lower(
         EdgeqatError: The runtime cannot load what was written, or cannot run it with a batch of any size.
         OutputError: The folder cannot be written, or holds something else than an artifact.
     """
-    if not isinstance(program, QuantizedProgram):
-        raise InputError(f"found a {type(program).__name__}, wanted what edgeqat.convert(sim) returns")
+    check_made(program, QuantizedProgram)
     folder = Path(out_dir)
     check_replaceable(folder)
     (target,) = resolve_targets(runtime)
@@ -87,7 +88,7 @@ def lower(
     for tensor in inputs:
         if not bool(torch.isfinite(tensor).all()):
             raise InputError("found NaN or infinite golden inputs, wanted finite ones")
-    _check_preprocessing(program, preprocessing)
+    check_preprocessing(program, preprocessing)
     spelling = _spell(program, target)
     with replace_folder(folder.resolve()) as temporary:
         write_atomically(temporary / spelling.file_name, spelling.data)
@@ -101,17 +102,6 @@ def lower(
         manifest["sha256"] = seal_of(to_json(manifest).encode(), UNSEALED)
         write_atomically(temporary / "manifest.json", to_json(manifest))
     return Artifact(folder, manifest, program.signature)
-
-
-def _check_preprocessing(program: QuantizedProgram, preprocessing: dict[str, Any] | None) -> None:
-    """Refuses a normalisation of pixels, which a device would then do twice."""
-    for name in program.inputs:
-        steps = (preprocessing or {}).get("inputs", {}).get(name, preprocessing) or {}
-        if program.values[name].dtype == torch.uint8 and (steps.get("mean") or steps.get("std")):
-            raise InputError(
-                f"found a mean or std in the preprocessing of {name!r}, which takes pixels: the model normalises "
-                "them; leave both out"
-            )
 
 
 def _spell(program: QuantizedProgram, target: Target) -> Spelling:

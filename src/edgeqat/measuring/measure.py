@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgeqat.arguments import PAIRS, check_batches, check_made
 from edgeqat.errors import DataError, InputError
 from edgeqat.intervals import Estimate
 from edgeqat.lowering.artifact import Artifact
@@ -60,12 +62,19 @@ def measure(
         on_step: Called after each artifact's metric, and after the latency of all.
 
     Raises:
-        InputError: Unknown metric, no artifacts, or no batch of the wanted size.
+        InputError: Unknown metric, no artifacts, no (inputs, targets), or no batch of the wanted size.
         DataError: No batches, or outputs or targets that the metric does not take.
     """
     chosen = resolve_metric(metric)
+    if isinstance(artifacts, Artifact):
+        raise InputError("found an Artifact, wanted a list of them; pass [artifact]")
+    if isinstance(artifacts, (str, Path)):
+        check_made(artifacts, Artifact)
     if not artifacts:
         raise InputError("found no artifacts, wanted at least one")
+    for artifact in artifacts:
+        check_made(artifact, Artifact)
+    check_batches(eval_batches, PAIRS)
     found = []
     for artifact in artifacts:
         found.append(evaluate(lambda x, a=artifact: _outputs(a, x, threads), eval_batches, chosen))  # type: ignore[misc]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgeqat.arguments import check_batches, check_made
 from edgeqat.errors import DataError, InputError
 from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.interpreter.run import Interpreter
@@ -169,9 +170,13 @@ def verify(
             that has no largest entry worth comparing.
 
     Raises:
+        InputError: It is no artifact, no program, or a single batch in place of batches.
         TamperedError: A file does not match its hash.
         DataError: There is no batch.
     """
+    check_made(artifact, Artifact)
+    check_made(program, QuantizedProgram)
+    check_batches(batches)
     if check_hashes:
         load_artifact(artifact.folder)
     session = artifact.session(engine=engine)

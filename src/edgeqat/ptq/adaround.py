@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from edgeqat import affine
+from edgeqat.arguments import check_batches, check_made
 from edgeqat.errors import PlanError
 from edgeqat.op_attrs import ConvAttrs, LinearAttrs
 from edgeqat.ptq.patches import Samples, as_matrix, draw
@@ -129,10 +130,13 @@ def adaround(
         on_layer: Called after every layer.
 
     Raises:
+        InputError: `sim` was not made by `prepare`, or `batches` is a single one.
         PhaseError: The simulation is not calibrated, or was converted.
         PlanError: A batch norm is live.
         DataError: There is no batch.
     """
+    check_made(sim, SimulatedModel)
+    check_batches(batches)
     check_calibrated(sim, "adaround")
     config = AdaRoundConfig() if config is None else config
     shared, twin = shared_parameters(sim), float_twin_of(sim, None)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgeqat.arguments import check_batches, check_made
 from edgeqat.op_attrs import LinearAttrs
 from edgeqat.ptq.walk import check_calibrated, evaluating, float_twin_of, shared_parameters, walk
 from edgeqat.signature import Batch
@@ -55,10 +56,13 @@ def correct_biases(
             changes what `sim` computes in float. None: those of `sim` itself.
 
     Raises:
+        InputError: `sim` was not made by `prepare`, or `batches` is a single one.
         PhaseError: The simulation is not calibrated, or was converted.
         PlanError: A batch norm is live, or `float_twin` has another plan.
         DataError: There is no batch.
     """
+    check_made(sim, SimulatedModel)
+    check_batches(batches)
     check_calibrated(sim, "correct_biases")
     shared, twin = shared_parameters(sim), float_twin_of(sim, float_twin)
     layers: list[CorrectedLayer] = []

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from edgeqat import affine
+from edgeqat.arguments import check_made
 from edgeqat.errors import PhaseError
 from edgeqat.op_attrs import ConvAttrs, ConvTransposeAttrs, LinearAttrs
 from edgeqat.program import WEIGHTED, Kind, Op, QuantizedProgram
@@ -82,9 +83,11 @@ def equalize(sim: SimulatedModel) -> Equalization:
         sim: In phase "float", with batch norms folded.
 
     Raises:
+        InputError: `sim` was not made by `prepare`.
         PhaseError: The simulation has grids already, which would not fit any more.
         PlanError: A batch norm is live.
     """
+    check_made(sim, SimulatedModel)
     found = [q for q in sim.activation_quantizers().values() if not isinstance(q, PixelQuantizer)]
     if sim.phase != "float" or any(quantizer.calibrated for quantizer in found):
         raise PhaseError("equalize wants a simulation without grids, and this one was calibrated; prepare it again")

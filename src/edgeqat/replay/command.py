@@ -27,7 +27,8 @@ def predict(runners: Mapping[str, Runner], folder: Path, image: Path) -> str:
     if steps is None or len(manifest["inputs"]) != 1:
         raise FolderError("the manifest does not say how one image becomes this model's input")
     engine, _ = choose_engine(manifest)
-    feed = {name: preprocess(read_image(image, steps)[None], steps)}
+    size = manifest["inputs"][name]["shape"][2:]
+    feed = {name: preprocess(read_image(image, steps, size)[None], steps)}
     runner = runner_of(manifest, runners)
     outputs, _ = runner.run(folder / manifest["model"], engine, feed, outputs_in_order(manifest), b"")
     scores = next(iter(outputs.values()))[0].ravel()

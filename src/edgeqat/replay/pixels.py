@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def check_preprocessing(manifest: dict[str, Any], golden: dict[str, Any]) -> Non
             )
 
 
-def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, C] of a .npy file as it is, or of an image file, in RGB and resized; Pillow is needed for those."""
+def read_image(path: Path, steps: dict[str, Any], size: Sequence[int | str]) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, C] of a .npy file as it is, or of an image file, in RGB and resized; Pillow is needed for those.
+
+    Args:
+        path: The file.
+        steps: What `steps_of` found.
+        size: The height and width that the model takes, a name where it takes any.
+    """
     try:
         if path.suffix == ".npy":
             pixels: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
@@ -61,6 +68,10 @@ def read_image(path: Path, steps: dict[str, Any]) -> np.ndarray[Any, Any]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != steps["channels"]:
         found = f"{pixels.dtype} {list(pixels.shape)}"
         raise FolderError(f"{path} holds {found}, wanted uint8 [H, W, {steps['channels']}]")
+    if any(isinstance(side, int) and side != n for n, side in zip(pixels.shape[:2], size, strict=True)):
+        found, wanted = ("x".join(map(str, (width, height))) for height, width in (pixels.shape[:2], size))
+        why = "a .npy file is not resized" if path.suffix == ".npy" else "the manifest has no resize"
+        raise FolderError(f"{path} is {found}, the model wants {wanted}, and {why}; give it in that size")
     return pixels
 
 

@@ -23,7 +23,7 @@ from edgeqat.graph.replace_blocks import replace_blocks
 from edgeqat.grid_rules import activation_of
 from edgeqat.lookup import fixed_grid
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.planning import Plan, plan_graph
+from edgeqat.planning import Plan, check_float_module, plan_graph
 from edgeqat.program import PASSTHROUGH, WEIGHTED, Kind, Op
 from edgeqat.signature import Batch
 from edgeqat.simulate.fake_quant import ActivationQuantizer, Quantizer, SharedGrid
@@ -86,6 +86,7 @@ def prepare(
         PlanError: The settings cannot be satisfied.
         InputError: The example inputs cannot be used.
     """
+    check_float_module(model)
     model, refused = replace_blocks(model, example_inputs, fusions, pixels)
     fused = fuse(capture(model, example_inputs, opaque, dynamic_size, pixels), fusions, refused)
     sim = simulate(fused, plan_graph(fused, qconfig_mapping, target, batch_norm))

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat import affine
+from edgeqat.arguments import MADE_BY, named
 from edgeqat.errors import InputError, PhaseError, PlanError
 from edgeqat.graph.fold_bn import folded_bias, gain_of
 from edgeqat.lookup import table_of
@@ -74,7 +75,7 @@ def convert(sim: Simulation) -> QuantizedProgram:
         PlanError: A weight is not finite, or a bias does not fit int32 at its scale.
     """
     if not hasattr(sim, "plan"):
-        raise InputError(f"found a {type(sim).__name__}, wanted what edgeqat.prepare(model, example_inputs) returns")
+        raise InputError(f"found {named(sim)}, wanted what {MADE_BY['SimulatedModel']} returns")
     program = freeze(sim)
     if sim.activation_quantizers():  # else nothing is quantized, whatever the phase
         sim.set_phase(CONVERTED)

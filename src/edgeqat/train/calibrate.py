@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from edgeqat.errors import DataError, InputError, PlanError
+from edgeqat.arguments import check_batches, check_made
+from edgeqat.errors import DataError, PlanError
 from edgeqat.ranks import Ranks
 from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
@@ -34,7 +35,7 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
         `sim`, in phase "quantized".
 
     Raises:
-        InputError: `sim` was not made by `prepare`.
+        InputError: `sim` was not made by `prepare`, or `batches` is a single one.
         DataError: There is no batch, a batch holds NaN or infinite values, the data cannot be read twice where
             that is needed; what one process raises all of them raise.
         PhaseError: The model computed NaN from finite inputs.
@@ -43,8 +44,8 @@ def calibrate(sim: SimulatedModel, batches: Iterable[Batch]) -> SimulatedModel:
     Warns:
         CalibrationWarning: A value was constant, had one huge outlier or was infinite at times.
     """
-    if not isinstance(sim, SimulatedModel):
-        raise InputError(f"found a {type(sim).__name__}, wanted what edgeqat.prepare(model, example_inputs) returns")
+    check_made(sim, SimulatedModel)
+    check_batches(batches)
     training, ranks = sim.training, Ranks()
     with ranks.together():
         sim.set_phase("calibrating")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from edgeqat.arguments import pair_of
 from edgeqat.errors import DataError
 from edgeqat.metrics import Metric, checked_statistics
 from edgeqat.signature import Batch, call
@@ -142,7 +143,7 @@ class Epochs:
         if self._settings.batch_norm.frozen(index):
             freeze_batch_norm(self._model)
         done = begun.steps
-        for inputs, targets in self._engine.each(_from(batches, begun.steps)):
+        for inputs, targets in map(pair_of, self._engine.each(_from(batches, begun.steps))):
             for group in self._optimizer.param_groups:
                 group["lr"] = self._lr(index, done)
             weight = batches.weight_of(done) if isinstance(batches, HasWeights) else 1.0
@@ -191,7 +192,7 @@ class Epochs:
             context = model.exact(exact)
         ranks = self._engine.ranks
         with context, ranks.together(), torch.no_grad():
-            own = [self._statistics(inputs, targets, validation.metric) for inputs, targets in validation.batches]
+            own = [self._statistics(*pair_of(batch), validation.metric) for batch in validation.batches]
         # Batches are dealt out in turn: in their own order the sum does not depend on the number of processes.
         in_order = [found for round_ in zip_longest(*ranks.of_each(own)) for found in round_ if found is not None]
         if not in_order:

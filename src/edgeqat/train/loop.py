@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgeqat.errors import DataError, InputError
+from edgeqat.arguments import PAIRS, check_batches
+from edgeqat.errors import DataError, InputError, PhaseError
 from edgeqat.metrics import MetricLike, resolve_metric
 from edgeqat.signature import Batch
 from edgeqat.simulate.model import SimulatedModel
-from edgeqat.simulate.phases import CONVERTED, QUANTIZED
+from edgeqat.simulate.phases import CONVERTED, FLOAT, QUANTIZED
 from edgeqat.train.aids import NO_AIDS, QatAids, at_work
 from edgeqat.train.batch_norm import ALWAYS_LIVE, BatchNormSchedule
 from edgeqat.train.engine import Engine
 from edgeqat.train.epochs import Checkpoints, Epochs, Validation
-from edgeqat.train.losses import Loss, resolve_loss
+from edgeqat.train.losses import Loss, explained, resolve_loss
 from edgeqat.train.precision import check_precision
 from edgeqat.train.state import Epoch, History, Settings, TrainingState, restore_state
 from edgeqat.train.steps import Steps
@@ -104,13 +105,14 @@ def fit(
         TrainingError: The loss, a gradient or a parameter became NaN or infinite; epoch, step and layer are named.
             The model is of no use then, the last state given to `on_checkpoint` is.
         CheckpointError: `start` was made with other settings or for another model.
-        InputError: Unknown optimizer, loss, metric or precision; or aids that do not fit this model, its outputs or
-            targets.
-        PhaseError: Oscillation is to be watched in a simulation that is not calibrated.
+        ModelError: The loss of a batch cannot be computed, or has no gradient.
+        InputError: Unknown optimizer, loss, metric or precision; a batch is no (inputs, targets); or aids that do not
+            fit this model, its outputs or targets.
+        PhaseError: The simulation is not calibrated.
         LostProcessError: Another process is gone, or has not answered in time.
         KeyboardInterrupt: `should_stop` said so.
     """
-    criterion, steps = resolve_loss(loss), _length(train_batches)
+    criterion, steps = explained(resolve_loss(loss), loss), _length(train_batches)
     chosen = resolve_metric(metric)
     check_precision(precision)
     if accumulate < 1:
@@ -131,6 +133,7 @@ def fit(
     if start is not None:
         with engine.ranks.alike():
             restore_state(start, model, optim, settings, engine.ranks)
+    _check_calibrated(model)
     with at_work(aids, model, epochs * steps) as work:
         if start is not None:
             work.restore(start.aids)
@@ -147,11 +150,22 @@ def fit(
 
 
 def _length(batches: Iterable[Any]) -> int:
+    check_batches(batches, PAIRS)
     if not isinstance(batches, Sized):
         raise DataError("training batches have no length; pass a list, a DataLoader or anything with __len__")
     if len(batches) == 0:
         raise DataError("found no training batches, wanted at least one")
     return len(batches)
+
+
+def _check_calibrated(model: nn.Module) -> None:
+    """Refuses a simulation that has no grids yet: it would train in float, and could not be converted."""
+    if not isinstance(model, SimulatedModel) or model.phase != FLOAT:
+        return
+    if not all(quantizer.calibrated for quantizer in model.activation_quantizers().values()):
+        raise PhaseError(
+            "fit wants a calibrated simulation, found float; calibrate first: edgeqat.calibrate(sim, batches)"
+        )
 
 
 def _optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:

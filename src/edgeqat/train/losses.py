@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from edgeqat.callables import USER_ERRORS
 from edgeqat.errors import DataError, InputError, ModelError
 from edgeqat.per_sample import IGNORED, describe
 
-__all__ = ["LOSSES", "Loss", "check_loss", "resolve_loss"]
+__all__ = ["LOSSES", "Loss", "check_loss", "explained", "resolve_loss"]
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 """Maps the model's own output structure and the targets to a 0-d tensor."""
@@ -67,17 +68,30 @@ def resolve_loss(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def check_loss(loss: Loss, name: str, source: str, outputs: Any, targets: Any) -> None:
-    """Computes the loss of one batch of `source`, whose outputs carry gradients.
+def explained(loss: Loss, given: str | Loss) -> Loss:
+    """`loss`, which was `given` to `fit`; what is wrong with one of its results is said in a line."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+
+    def checked(outputs: Any, targets: Any) -> Tensor:
+        return check_loss(loss, name, "train_batches", outputs, targets)
+
+    return checked
+
+
+def check_loss(loss: Loss, name: str, source: str, outputs: Any, targets: Any) -> Tensor:
+    """The loss of one batch of `source`, whose outputs carry gradients.
 
     Raises:
         ModelError: It fails, or is not a 0-d tensor with a gradient.
     """
     try:
         found: Any = loss(outputs, targets)
+    except torch.OutOfMemoryError:
+        raise
     except USER_ERRORS as error:
         # The loss may be the user's code, which may raise anything.
-        raise ModelError(f"the loss {name} of one batch of {source} fails: {type(error).__name__}: {error}") from error
+        text = f"the loss {name} of one batch of {source} fails: {type(error).__name__}: {error}"
+        raise ModelError(text + _of_what(outputs, targets)) from error
     if not isinstance(found, Tensor):
         raise ModelError(f"the loss {name} returns a {type(found).__name__}, wanted a 0-d tensor")
     if found.ndim != 0:
@@ -86,3 +100,22 @@ def check_loss(loss: Loss, name: str, source: str, outputs: Any, targets: Any) -
         raise ModelError(
             f"the loss {name} has no gradient: compute it from the outputs in torch, without detach, item or numpy"
         )
+    return found
+
+
+def _of_what(outputs: Any, targets: Any) -> str:
+    """What a loss was computed of, and for classes which they may be."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return ""
+    text = f" (outputs {describe(outputs)}, targets {describe(targets)})"
+    if outputs.ndim < 2 or targets.ndim != outputs.ndim - 1:
+        return text
+    if targets.is_floating_point():
+        return f"{text}; of classes, pass targets.long()"
+    counted = targets[targets != IGNORED] if outputs.ndim == 4 else targets
+    if counted.numel() == 0 or counted.device.type != "cpu":  # after a failed assertion a GPU computes nothing more
+        return text
+    low, high = int(counted.min()), int(counted.max())
+    if low < 0 or high >= outputs.shape[1]:
+        return f"{text}; found classes {low} to {high}, wanted 0 to {outputs.shape[1] - 1}"
+    return text
