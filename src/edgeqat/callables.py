@@ -27,8 +27,8 @@ USER_ERRORS = (Exception, SystemExit)
 _LATEST: dict[Path, Any] = {}
 """The latest import of each file that was kept."""
 
-_PLACES: set[Path] = set()
-"""The folders that users' code was imported from."""
+_PLACES: list[str] = []
+"""The folders that users' code was imported from, the latest first."""
 
 
 def resolve_callable(target: str, what: str, keep: bool = False) -> Callable[..., Any]:
@@ -99,20 +99,22 @@ def _import(place: str, what: str) -> Any:
 @contextlib.contextmanager
 def _neighbours(folder: Path) -> Iterator[None]:
     """The modules of a folder can be imported: before all others within this, after all others from then on."""
-    for name, module in list(sys.modules.items()):
-        own = Path(getattr(module, "__file__", None) or "").parent
-        if own in _PLACES and own != folder and (folder / f"{name}.py").is_file():
-            del sys.modules[name]  # another user's file of that name, imported from elsewhere
-    _PLACES.add(folder)
     place = str(folder)
+    for name, module in list(sys.modules.items()):
+        own = str(Path(getattr(module, "__file__", None) or "").parent)
+        if own in _PLACES and own != place and (folder / f"{name}.py").is_file():
+            del sys.modules[name]  # another user's file of that name, imported from elsewhere
+    known = place in sys.path and place not in _PLACES
     sys.path.insert(0, place)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(place)
-        if place not in sys.path:
-            sys.path.append(place)
+        with contextlib.suppress(ValueError):  # the user's own code may have taken it away
+            sys.path.remove(place)
+        if not known:
+            _PLACES[:] = [place, *(other for other in _PLACES if other != place)]
+            sys.path[:] = [*(other for other in sys.path if other not in _PLACES), *_PLACES]
 
 
 def _import_file(path: Path) -> Any:

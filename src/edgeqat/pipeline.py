@@ -27,8 +27,10 @@ from edgeqat.arguments import named
 from edgeqat.artifact_stages import lower_all, measure_all, verify_all
 from edgeqat.callables import USER_ERRORS
 from edgeqat.data.dataset import Dataset, Samples, describe, named_leaves
+from edgeqat.data.folders import describe_parts
 from edgeqat.data.sources import has_own_shape, load
 from edgeqat.data.split_line import split_line, split_warning
+from edgeqat.data.tables import is_table_folder
 from edgeqat.diagnose.distributions import samples_within
 from edgeqat.errors import DataError, InputError, MissingRuntimeError, ModelError, RecipeError
 from edgeqat.factory import build_fusions, build_loss, build_mapping, build_model, check_not_random
@@ -225,10 +227,19 @@ def begin(recipe: Recipe, folder: Path, monitor: Monitor, data: Dataset | None =
         warning = None if recipe.train is None else split_warning(data)
         if warning is not None:
             monitor.line(f"warning: {warning}")
+        _tell_parts(recipe.data.source, monitor)
     work = Run(recipe, folder, data, monitor)
     model = build_model(recipe.model, 0 if recipe.train is None else recipe.train.seed)
     _check_takes(model, work)
     return work, model, _planned(recipe, model, work.example(), work.pixels)
+
+
+def _tell_parts(source: str, monitor: Monitor) -> None:
+    """Says which folders are read, where a folder of images has some for training and for the test."""
+    folder = Path(source)
+    told = describe_parts(folder) if folder.is_dir() and not is_table_folder(folder) else None
+    if told is not None:
+        monitor.line(told)
 
 
 def check_same(recipe: Recipe, folder: Path) -> None:

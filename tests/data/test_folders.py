@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgeqat.data import decode
 from edgeqat.data.dataset import Dataset, Split
+from edgeqat.data.folders import describe_parts
 from edgeqat.data.sizing import Sizing
 from edgeqat.data.sources import load
 from edgeqat.data.splitting import hold_out
@@ -238,6 +239,36 @@ def test_parts_with_different_classes(parts: Path) -> None:
     assert refusal(parts).endswith(
         "train and test have different classes (dog, fox are in one of them only), wanted the same subfolders in both"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "wanted"),
+    [("training", "test", "train"), ("Train", "Test", "test"), ("train", "testing", "test"), ("train", "Val", "val")],
+)
+def test_parts_of_other_names_are_no_classes(parts: Path, name: str, other: str, wanted: str) -> None:
+    (parts / "train").rename(parts / name)
+    (parts / "test").rename(parts / other)
+    found = refusal(parts)
+    assert found.startswith(f"{parts} holds {' and '.join(sorted((name, other)))}, wanted class folders, or train and")
+    assert found.endswith(f" to {wanted}")
+
+
+def test_a_class_of_folders_alone(parts: Path) -> None:
+    """What its classes are cannot be told."""
+    (parts / "test").rename(parts / "more")
+    assert refusal(parts) == (
+        f"the class folder {parts / 'more'} holds no images but the folders cat, dog, wanted the images of the class; "
+        "move them up, or make cat, dog the class folders"
+    )
+
+
+def test_the_parts_that_are_read_are_told(parts: Path) -> None:
+    assert describe_parts(parts) == "trained on train, test is the test"
+    fill(parts / "val" / "cat", 1)
+    assert describe_parts(parts) == "trained on train, test is the test; val is not read"
+    shutil.rmtree(parts / "test")
+    assert describe_parts(parts) == "trained on train, val is the test"
+    assert describe_parts(parts / "train") is None
 
 
 def test_parts_without_train(parts: Path) -> None:

@@ -67,6 +67,13 @@ def test_images_of_one_channel(tmp_path: Path) -> None:
     assert found.sizing is None
 
 
+def test_without_a_test_part_a_fifth_of_each_class_is_set_aside(tmp_path: Path) -> None:
+    found = load_code(tmp_path, "{'train': (images(30), classes(30))}")
+    assert [len(getattr(found, name)) for name in SPLITS] == [18, 4, 2, 6]
+    assert found.test.classes is not None
+    assert found.test.classes.bincount().tolist() == [2, 2, 2]
+
+
 def test_names_and_normalisation_of_its_own_and_those_of_the_recipe(tmp_path: Path) -> None:
     code = (
         "{'train': (images(30), classes(30)), 'test': (images(6), classes(6)), "
@@ -167,11 +174,11 @@ GOOD = "'test': (images(6), classes(6))"
     ("code", "words"),
     [
         ("1 / 0", "mine.py:make failed: ZeroDivisionError: division by zero"),
-        ("[1]", "returned a list, wanted a mapping with train and test"),
+        ("[1]", "returned a list, wanted a mapping with train and perhaps test"),
         ("None", "returned a NoneType, wanted a mapping"),
-        ("{}", "returned a mapping of nothing, wanted train and test"),
-        (f"{{{GOOD}}}", "returned a mapping of test, wanted train and test"),
-        (f"{{'train': 1, 'valid': 2, {GOOD}}}", "a mapping of train, valid, test, wanted train and test"),
+        ("{}", "returned a mapping of nothing, wanted train, and perhaps test"),
+        (f"{{{GOOD}}}", "returned a mapping of test, wanted train, and perhaps test"),
+        (f"{{'train': 1, 'valid': 2, {GOOD}}}", "a mapping of train, valid, test, wanted train, and perhaps test"),
         (f"{{'train': images(30), {GOOD}}}", "train: sample 0 is uint8 [1, 4, 4], wanted an (input, target) pair"),
         (f"{{'train': 5, {GOOD}}}", "train is a int, wanted (inputs, targets) or a sequence of"),
         (f"{{'train': 'ab', {GOOD}}}", "train is a str, wanted"),

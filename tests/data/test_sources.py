@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from edgeqat.data import tables
 from edgeqat.data.dataset import Dataset, Split
 from edgeqat.data.sources import load
 from edgeqat.errors import DataError
+from helpers import run_python
 
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -298,6 +300,37 @@ def test_whatever_the_library_raises_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=r"the hub's org/x cannot be read"):
         load("org/x", image_size=32, mean=None, std=None, calibration_n=512)
+
+
+@pytest.mark.parametrize("name", ["imagez", "imags", "photo/imagez"])
+def test_a_misspelt_folder_is_not_asked_for_at_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    near = Path(name).with_name("images")
+    (tmp_path / near).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=f"^data.source: found no folder '{name}'; did you mean {near}[?] A data set of"
+    ):
+        load(name, image_size=32, mean=None, std=None, calibration_n=4)
+
+
+ASKS = """
+import os
+os.environ |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+from edgeqat.data.sources import load
+try:
+    load("no_such_name", image_size=32, mean=None, std=None, calibration_n=4)
+except Exception as error:
+    print(error)
+"""
+
+
+def test_a_name_without_an_owner_is_asked_for_once(tmp_path: Path) -> None:
+    """The library would ask six times, over 25 seconds, and tell of each."""
+    ended = run_python(ASKS, cwd=tmp_path)
+    assert re.fullmatch(r"data.source 'no_such_name': the hub cannot be asked \(.*refused.*\); .* exists\n", ended.out)
+    assert ended.err == ""
 
 
 # CIFAR-10 from the hub.

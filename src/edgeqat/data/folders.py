@@ -22,12 +22,14 @@ from edgeqat.data.readers import FileReader
 from edgeqat.data.reading import Reading
 from edgeqat.errors import DataError
 
-__all__ = ["read_folder"]
+__all__ = ["describe_parts", "read_folder"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 TRAIN_PART = "train"
 TEST_PARTS = ("test", "val", "validation", "valid")
 """What the folder of the test part may be called; the first that is there is taken."""
+ALIASES = {"training": "train", "trainset": "train", "testing": "test", "testset": "test", "eval": "val", "dev": "val"}
+"""What a part may be called elsewhere: beside another part it is no class."""
 
 
 def read_folder(source: str, folder: Path, reading: Reading, needs_labels: bool) -> Source:
@@ -75,9 +77,28 @@ def _source(
     return Source(splits[0], splits[1] if len(splits) > 1 else None, names, sizing=reading.sizing)
 
 
+def describe_parts(folder: Path) -> str | None:
+    """Which parts of a folder are read as what, and which are not read; None where it has no parts."""
+    training, test = _parts(str(folder), folder)
+    if training == folder:
+        return None
+    used = {training.name} if test is None else {training.name, test.name}
+    unused = sorted(path.name for path in _entries(folder) if path.is_dir() and path.name not in used)
+    tested = "a share of it is the test" if test is None else f"{test.name} is the test"
+    return f"trained on {training.name}, {tested}" + "".join(f"; {name} is not read" for name in unused)
+
+
 def _parts(source: str, folder: Path) -> tuple[Path, Path | None]:
     """The folders of the training and the test part; without parts, the folder itself."""
     below = {path.name for path in _entries(folder) if path.is_dir()}
+    wanted = {name: ALIASES.get(name.lower(), name.lower()) for name in sorted(below)}
+    parts = {TRAIN_PART, *TEST_PARTS}
+    wrong = [name for name, part in wanted.items() if name != part and part in parts]
+    if wrong and len(below) > 1 and set(wanted.values()) <= parts:
+        raise DataError(
+            f"{source} holds {' and '.join(wanted)}, wanted class folders, or {TRAIN_PART} and one of "
+            f"{', '.join(TEST_PARTS)}; rename {wrong[0]} to {wanted[wrong[0]]}"
+        )
     # A class may be called train: it is a part only where every subfolder is one.
     if not below or not below <= {TRAIN_PART, *TEST_PARTS}:
         return folder, None
@@ -113,7 +134,13 @@ def _labelled(part: Path, names: Sequence[str]) -> tuple[list[Path], Tensor]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = list(_images(part / name))
+        found, own = list(_images(part / name)), _entries(part / name)
+        deeper = [path.name for path in own if path.is_dir()]
+        if found and deeper and not any(map(_is_image, own)):
+            raise DataError(
+                f"the class folder {part / name} holds no images but the folders {', '.join(deeper[:3])}, wanted the "
+                f"images of the class; move them up, or make {', '.join(deeper[:3])} the class folders"
+            )
         if not found:
             raise DataError(f"the class folder {part / name} holds no images, wanted {_wanted()}; fill or remove it")
         files += found

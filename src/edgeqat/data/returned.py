@@ -2,12 +2,13 @@
 
     {"train": (inputs, targets), "test": (inputs, targets), "labels": [...], "mean": [...], "std": [...]}
 
-The last three may be left out. Instead of (inputs, targets) a part may be a sequence of (input, target) pairs, as a
-torch Dataset is. Without labels the targets are None.
+All but train may be left out; without test, one sample in five is set aside for it. Instead of (inputs, targets) a
+part may be a sequence of (input, target) pairs, as a torch Dataset is. Without labels the targets are None.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,21 +48,22 @@ def read_callable(source: str, reading: Reading) -> Source:
         # The user's code may raise anything.
         raise DataError(f"data.source {source} failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, Mapping):
-        raise DataError(f"data.source {source} returned {describe(found)}, wanted a mapping with train and test")
-    unknown, missing = [key for key in found if key not in KEYS], [key for key in KEYS[:2] if key not in found]
-    if unknown or missing:
+        raise DataError(
+            f"data.source {source} returned {describe(found)}, wanted a mapping with train, and perhaps test"
+        )
+    if any(key not in KEYS for key in found) or "train" not in found:
         raise DataError(
             f"data.source {source} returned a mapping of {', '.join(map(str, found)) or 'nothing'}, "
-            "wanted train and test, and perhaps labels, mean, std"
+            "wanted train, and perhaps test, labels, mean, std"
         )
     labels = _labels(source, found.get("labels"))
     mean, std = (_figures(source, key, found.get(key)) for key in ("mean", "std"))
-    if reading.storage != "memory":
-        stored = [_stored(f"{source}: {part}", found[part], reading) for part in KEYS[:2]]
-        return Source(stored[0], stored[1], labels, mean, std, reading.sizing)
-    training, test = (_part(f"{source}: {part}", found[part]) for part in KEYS[:2])
-    _check_alike(source, training, test)
-    return Source(training, test, labels, mean, std)
+    read = _part if reading.storage == "memory" else functools.partial(_stored, reading=reading)
+    training = read(f"{source}: train", found["train"])
+    test = read(f"{source}: test", found["test"]) if "test" in found else None
+    if isinstance(training, Split) and isinstance(test, Split):
+        _check_alike(source, training, test)
+    return Source(training, test, labels, mean, std, None if reading.storage == "memory" else reading.sizing)
 
 
 def _stored(what: str, found: Any, reading: Reading) -> StoredSplit:

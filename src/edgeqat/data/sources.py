@@ -12,6 +12,7 @@ A folder that exists wins over callables and hub names.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -134,7 +135,19 @@ def _read(source: str, reading: Reading, base_dir: Path | None, needs_labels: bo
             f"data.source {source!r} is not digits, cifar10, a folder (looked for {folder}), a callable or the "
             "name of a data set on the hub; check it"
         )
+    near = _near(folder)
+    if near is not None:
+        raise DataError(
+            f"data.source: found no folder {source!r}; did you mean {near}? A data set of the hub is called org/name"
+        )
     return read_hub(source, source, reading, f"nor is there a folder {folder}; give one that exists")
+
+
+def _near(folder: Path) -> str | None:
+    """The folder beside one that is not there whose name is much like it."""
+    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.75)
+    return f"{folder.with_name(near[0])}" if near else None
 
 
 def _read_digits(sizing: Sizing) -> Source:

@@ -35,6 +35,8 @@ TEST_PARTS = ("test", "validation", "valid", "val")
 """What a test part may be called; the first that is there is taken."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 READ_BATCH = 1000
+HUB_SECONDS = 5.0
+"""How long the hub may take to say whether it has a data set."""
 
 
 def read_hub(source: str, name: str, reading: Reading, advice: str) -> Source:
@@ -53,12 +55,30 @@ def read_hub(source: str, name: str, reading: Reading, advice: str) -> Source:
 
     if reading.storage == "stream":
         raise DataError(f"data.storage: stream reads folders of shards, and {source} is none; use disk, or fetch them")
+    _check_plain_name(name, advice)
     try:
         parts = datasets.load_dataset(name)
     except Exception as error:
         # The library raises whatever its builders, its parsers and its HTTP client raise.
         raise DataError(f"the hub's {name} cannot be read ({_first_line(error)}); {advice}") from error
     return _read_parts(source, parts, reading)
+
+
+def _check_plain_name(name: str, advice: str) -> None:
+    """Asks the hub once whether it has a name without its owner: a misspelt one would be asked for again and again."""
+    import datasets
+    import huggingface_hub
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name
+    if "/" in name or huggingface_hub.constants.HF_HUB_OFFLINE or cached.exists():
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=HUB_SECONDS)
+    except Exception as error:
+        # As below: whatever its HTTP client raises.
+        missing = isinstance(error, huggingface_hub.errors.RepositoryNotFoundError)
+        found = "has no data set of that name" if missing else f"cannot be asked ({_first_line(error)})"
+        raise DataError(f"data.source {name!r}: the hub {found}; {advice}") from error
 
 
 def is_table_folder(folder: Path) -> bool:

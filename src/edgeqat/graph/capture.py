@@ -123,10 +123,7 @@ def capture(
         ModelError: The model is in another precision than float32.
         InputError: An example input is no tensor, or in another precision.
     """
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"found {named(model)}, wanted an nn.Module; pass the model itself")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(f"found a {type(model).__name__}, wanted the eager module that it was made of; pass that")
+    _check_module(model)
     given = example_call(example_inputs)
     args, kwargs = given if pixels is None else normalised_call(pixels, *given)
     check_float32(model, pytree.tree_leaves((args, kwargs)))
@@ -139,14 +136,9 @@ def capture(
     mark_stubs(own, kept.values())
     if dynamic_size:
         check_any_size(own, args, kwargs)
-    try:
-        with opaque_calls(own, kept, args, kwargs):
-            exported = _export(own, args, kwargs, dynamic_size)
-            module = exported.module(check_guards=False)
-    except Exception:
-        # Whatever stopped it: a model that cannot be called with these inputs at all is told so.
-        check_call(copy.deepcopy(template).eval(), example_inputs, args, kwargs)
-        raise
+    with _telling_of_inputs(template, example_inputs, args, kwargs), opaque_calls(own, kept, args, kwargs):
+        exported = _export(own, args, kwargs, dynamic_size)
+        module = exported.module(check_guards=False)
     for holder in (module, template):
         for name, parameter in holder.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -169,6 +161,26 @@ def capture(
     values = {n.name: n.meta["val"] for n in graph.nodes if n.op == "placeholder"}
     signature, sizes = _signature(own, args, kwargs, values, out_spec), names_of_symbols(list(values.values()))
     return CapturedGraph(root, graph, signature, tuple(leaves), origins, outside, template, sizes, pixels)
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"found {named(model)}, wanted an nn.Module; pass the model itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(f"found a {type(model).__name__}, wanted the eager module that it was made of; pass that")
+
+
+@contextlib.contextmanager
+def _telling_of_inputs(
+    model: nn.Module, example_inputs: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[None]:
+    """Where something fails within it, a model that does not take its inputs at all is told so instead."""
+    try:
+        yield
+    except Exception:
+        # torch.export and the model raise whatever they like.
+        check_call(copy.deepcopy(model).eval(), example_inputs, args, kwargs)
+        raise
 
 
 def _signature(

@@ -174,11 +174,7 @@ def verify(
         TamperedError: A file does not match its hash.
         DataError: There is no batch.
     """
-    check_made(artifact, Artifact)
-    check_made(program, QuantizedProgram)
-    check_batches(batches)
-    if check_hashes:
-        load_artifact(artifact.folder)
+    _check_given(artifact, program, batches, check_hashes)
     session = artifact.session(engine=engine)
     against = _arithmetic_of(artifact, engine)
     interpreter = Interpreter(program, ARITHMETICS[against])
@@ -212,6 +208,14 @@ def verify(
         unseen=tuple(name for name in program.tapped() if name not in seen),
         output_error=tally.worst,
     )
+
+
+def _check_given(artifact: Artifact, program: QuantizedProgram, batches: Iterable[Batch], hashes: bool) -> None:
+    check_made(artifact, Artifact)
+    check_made(program, QuantizedProgram)
+    check_batches(batches)
+    if hashes:
+        load_artifact(artifact.folder)
 
 
 def _arithmetic_of(artifact: Artifact, engine: str | None) -> str:

@@ -130,10 +130,7 @@ def fit(
     if aids.distillation is not None:
         engine.to_device(aids.distillation.teacher)
     engine.seed(seed)
-    if start is not None:
-        with engine.ranks.alike():
-            restore_state(start, model, optim, settings, engine.ranks)
-    _check_calibrated(model)
+    _begin_at(start, model, optim, settings, engine)
     with at_work(aids, model, epochs * steps) as work:
         if start is not None:
             work.restore(start.aids)
@@ -158,8 +155,17 @@ def _length(batches: Iterable[Any]) -> int:
     return len(batches)
 
 
-def _check_calibrated(model: nn.Module) -> None:
-    """Refuses a simulation that has no grids yet: it would train in float, and could not be converted."""
+def _begin_at(
+    start: TrainingState | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    engine: Engine,
+) -> None:
+    """Restores what training goes on from; refuses a simulation without grids, which would be trained in float."""
+    if start is not None:
+        with engine.ranks.alike():
+            restore_state(start, model, optimizer, settings, engine.ranks)
     if not isinstance(model, SimulatedModel) or model.phase != FLOAT:
         return
     if not all(quantizer.calibrated for quantizer in model.activation_quantizers().values()):
