@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from edgeqat.errors import OutputError
+import edgeqat as eq
+from edgeqat.errors import InputError, OutputError, TamperedError
 from edgeqat.run_folder import claimed
 from edgeqat.zoo import edge_model
 from helpers import CommandLine, digests
@@ -240,6 +241,12 @@ def test_paths_of_other_commands_that_cannot_be_read(
         ("data.calibration_n=0", "data.calibration_n: found 0"),
         ("export=[torchscript/fbgemm, torchscript/qnnpack]", "torchscript/fbgemm and torchscript/qnnpack"),
         ("export=[torchscript/tpu]", "found the runtime 'torchscript/tpu', wanted one of "),
+        ("export=[onnx]", "found the runtime 'onnx', wanted one of "),
+        ("export=[onnx]", "; did you mean onnxruntime?"),
+        ("export=[tflite]", "; did you mean litert?"),
+        ("export=[xnnpack]", "; did you mean executorch?"),
+        ("export=[onnxruntim]", "; did you mean onnxruntime?"),
+        ("export=onnxruntime", "export: found 'onnxruntime': wanted a list, write [onnxruntime]"),
     ],
 )
 def test_settings(command: CommandLine, tmp_path: Path, setting: str, words: str) -> None:
@@ -287,3 +294,39 @@ def test_checkpoint_of_another_version(command: CommandLine, tmp_path: Path) -> 
     assert {k: v for k, v in digests(out).items() if k.startswith("checkpoints")} == {
         k: v for k, v in before.items() if k.startswith("checkpoints")
     }
+
+
+def test_a_place_that_is_no_artifact_folder(command: CommandLine, small_artifact: eq.Artifact, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for variant in ("ptq", "qat"):
+        shutil.copytree(small_artifact.folder, run / "artifacts" / variant / "onnxruntime")
+    (run / "recipe.yaml").write_text("model: {}")
+    below = ", ".join(str(run / "artifacts" / variant / "onnxruntime") for variant in ("ptq", "qat"))
+    places = {
+        run: f"{run} has no manifest.json, wanted an artifact folder; below it are {below}",
+        tmp_path / "nowhere": f"{tmp_path / 'nowhere'} does not exist, wanted an artifact folder; edgeqat.lower",
+        small_artifact.path: f"{small_artifact.path} is a file, wanted an artifact folder; edgeqat.lower",
+    }
+    for place, words in places.items():
+        with pytest.raises(InputError) as caught:
+            eq.load_artifact(place)
+        assert not isinstance(caught.value, TamperedError)
+        assert str(caught.value).startswith(words)
+        if place.suffix != ".onnx":  # verify takes such a file from any tool
+            assert command("verify", place).refusal(2).startswith(f"error: {words}")
+    assert f"wanted a recipe; did you mean {run / 'recipe.yaml'}?" in command("inspect", run).refusal(2)
+
+
+def test_a_misspelt_folder(
+    command: CommandLine, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = command("run", *TINY, "--set=data.source=photoz", "-o", tmp_path / "out")
+    assert "found no folder 'photoz'; did you mean photos?" in ended.refusal(2)
+    assert photos.is_dir() and not (tmp_path / "out").exists()
+
+
+def test_a_model_beside_its_modules(command: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "edgeqat_test_blocks.py").write_text("from edgeqat.zoo import edge_model\n")
+    (tmp_path / "mine.py").write_text("from edgeqat_test_blocks import edge_model\n")
+    assert command("inspect", f"--set=model.factory={tmp_path / 'mine.py'}:edge_model").code == 0

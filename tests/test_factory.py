@@ -240,6 +240,24 @@ def test_wrong_shape_is_named(code: Path, tmp_path: Path) -> None:
     assert message.endswith("does not fit the model: 0.weight has shape (4, 3), wanted (4, 2)")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_model(code: Path, tmp_path: Path, prefix: str) -> None:
+    wrapped = {prefix + name: tensor for name, tensor in state(code).items()}
+    safetensors.torch.save_file(wrapped, tmp_path / "w.safetensors")
+    message = refusal(of(f"{code}:make", tmp_path / "w.safetensors"))
+    assert f"every name in it begins with {prefix!r}, as DataParallel, " in message
+    assert message.endswith("save the state_dict of the model inside, model.module or model._orig_mod")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n and more", b"a text file", b""], ids=["png", "text", "empty"])
+def test_what_is_no_checkpoint(code: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    message = refusal(of(f"{code}:make", tmp_path / "w.pt"))
+    assert "holds pickled code" not in message
+    if content:
+        assert message.endswith("w.pt is no checkpoint, wanted .safetensors or what torch.save writes")
+
+
 class Malicious:
     """Makes a folder when it is unpickled."""
 

@@ -424,7 +424,7 @@ def test_command_refuses_a_changed_file(command: CommandLine, folder: Path, name
 
 @pytest.mark.parametrize("args", [[], ["--no-hash"]], ids=["hash", "no hash"])
 def test_command_refuses_what_is_no_artifact(command: CommandLine, tmp_path: Path, args: list[str]) -> None:
-    assert "manifest.json cannot be read" in command("verify", tmp_path, *args).refusal(2)
+    assert "has no manifest.json, wanted an artifact folder" in command("verify", tmp_path, *args).refusal(2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ ORDER = [
         "run_folder",
         "signature",
         "arguments",
+        "artifact_place",
         "machine",
         "affine",
         "observer_args",

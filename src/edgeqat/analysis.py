@@ -70,7 +70,7 @@ def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Moni
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     held = check_free(folder, resume=True)
     if held is not FolderState.FREE:
-        check_same(recipe, folder)
+        check_same(recipe, folder, "give its settings too, or choose another directory with -o")
     work, model, planned = begin(recipe, folder, monitor)
     check_task(work, model)
     with contextlib.ExitStack() as claim:

@@ -210,11 +210,13 @@ def verify(
         _verify_file(folder, inputs, as_json)
         return
 
+    from edgeqat.artifact_place import check_artifact_place
     from edgeqat.errors import MissingRuntimeError, TamperedError
     from edgeqat.replay.command import describe
     from edgeqat.replay.folder import FolderError
     from edgeqat.replay.script import replay
 
+    check_artifact_place(folder)
     try:
         result = replay(folder, check=not no_hash)
     except FolderError as error:

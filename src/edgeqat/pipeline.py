@@ -242,8 +242,11 @@ def _tell_parts(source: str, monitor: Monitor) -> None:
         monitor.line(told)
 
 
-def check_same(recipe: Recipe, folder: Path) -> None:
-    """Checks that a directory holds a run of this very recipe.
+REPLACE = "resume it with its own, replace it with --overwrite, or choose another directory"
+
+
+def check_same(recipe: Recipe, folder: Path, advice: str = REPLACE) -> None:
+    """Checks that a directory holds a run of this very recipe; else `advice` is given.
 
     Raises:
         RecipeError: It holds one of another.
@@ -251,10 +254,7 @@ def check_same(recipe: Recipe, folder: Path) -> None:
     held = load_recipe(str(folder / "recipe.yaml"))
     difference = first_difference(held.identity(), recipe.identity())
     if difference is not None:
-        raise RecipeError(
-            f"{folder} holds a run of another recipe: {difference}; "
-            "resume it with its own, replace it with --overwrite, or choose another directory"
-        )
+        raise RecipeError(f"{folder} holds a run of another recipe: {difference}; {advice}")
 
 
 def plan_recipe(recipe: Recipe) -> Plan:

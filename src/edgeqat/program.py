@@ -233,6 +233,13 @@ class QuantizedProgram:
     plan_hash: str
     grid_hash: str = ""
 
+    def __repr__(self) -> str:
+        """One line: its ops and weights would fill a book."""
+        floats = len(self.float_origins())
+        counted = f"{len(self.integer_ops())} integer ops, {floats} float op{'' if floats == 1 else 's'}"
+        inputs = ", ".join(f"{name} {list(self.values[name].shape)}" for name in self.inputs)
+        return f"QuantizedProgram({inputs} -> {', '.join(self.outputs)}; {counted}; plan {self.plan_hash[:12]})"
+
     def grid_of(self, name: str) -> Grid:
         """The grid of a value that has one.
 

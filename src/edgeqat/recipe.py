@@ -112,6 +112,13 @@ class Recipe(Section):
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
 
+    @field_validator("export", mode="before")
+    @classmethod
+    def _listed(cls, export: Any) -> Any:
+        if isinstance(export, str):
+            raise ValueError(f"wanted a list, write [{export}]")
+        return export
+
     @model_validator(mode="after")
     def _batch_norm(self) -> Recipe:
         mode, train = self.quantize.batch_norm, self.train
@@ -197,6 +204,8 @@ def _read(name_or_path: str) -> tuple[str, Path]:
             return path.read_text(encoding="utf-8"), path.resolve().parent
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}") from error
+    if (path / "recipe.yaml").is_file():
+        raise RecipeError(f"found the directory {path}, wanted a recipe; did you mean {path / 'recipe.yaml'}?")
     close = difflib.get_close_matches(name_or_path, bundled, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; bundled: {', '.join(bundled)}"
     raise RecipeError(f"found no recipe file {name_or_path!r} and no bundled recipe of that name{hint}")

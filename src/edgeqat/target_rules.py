@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from edgeqat.errors import PlanError
 from edgeqat.program import Kind
@@ -11,6 +13,21 @@ from edgeqat.target_name import is_target_file
 from edgeqat.target_table import ALL_KINDS, PORTABLE, TARGETS, Target, runtime_of
 
 __all__ = ["resolve_targets", "targets"]
+
+MEANT: Mapping[str, str] = MappingProxyType(
+    {
+        "onnx": "onnxruntime",
+        "ort": "onnxruntime",
+        "tflite": "litert",
+        "pte": "executorch",
+        "xnnpack": "executorch",
+        "torch": "torchscript",
+        "jit": "torchscript",
+        "inductor": "aoti",
+        "pt2": "aoti",
+    }
+)
+"""Other names that targets go by."""
 
 
 def targets() -> dict[str, str]:
@@ -36,7 +53,9 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
             continue
         if name not in TARGETS:
             known = ", ".join(TARGETS)
-            raise PlanError(f"found the runtime {name!r}, wanted one of {known}, portable, or a .yaml file")
+            raise PlanError(
+                f"found the runtime {name!r}, wanted one of {known}, portable, or a .yaml file{_meant(name)}"
+            )
         other = engines.setdefault(runtime_of(name), name)
         if other != name:
             rule = _conflict(TARGETS[other], TARGETS[name])
@@ -45,6 +64,12 @@ def resolve_targets(target: str | Sequence[str]) -> tuple[Target, ...]:
                 f"or {runtime_of(name)} for a file that is exact with every exact engine"
             )
     return tuple(rule for rule in found.values() if rule is not None)
+
+
+def _meant(name: str) -> str:
+    """The target that somebody has in mind who calls it by a file's or a format's name, or misspells it."""
+    near = [MEANT[name.lower()]] if name.lower() in MEANT else difflib.get_close_matches(name, TARGETS, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _own_target(path: str) -> Target:

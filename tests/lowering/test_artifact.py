@@ -168,7 +168,7 @@ def test_changed_file_is_refused_on_loading(folder: Path, name: str) -> None:
 
 
 def test_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TamperedError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(InputError, match=r"has no manifest\.json, wanted an artifact folder"):
         eq.load_artifact(tmp_path, check=False)
 
 
@@ -236,3 +236,12 @@ def test_preprocessing_that_no_device_could_do(
     with pytest.raises(InputError, match=words):
         eq.lower(small_program, "onnxruntime", tmp_path / "a", preprocessing=preprocessing)
     assert not (tmp_path / "a").exists()
+
+
+def test_printed_in_a_line(small_program: eq.QuantizedProgram, small_artifact: eq.Artifact) -> None:
+    assert repr(small_artifact) == (
+        f"Artifact({str(small_artifact.path)!r}, runtime='onnxruntime', engine='CPUExecutionProvider')"
+    )
+    found = repr(small_program)
+    assert found.startswith("QuantizedProgram(x ['batch', 3, 8, 8] -> fc; ")
+    assert found.endswith(f" integer ops, 0 float ops; plan {small_program.plan_hash[:12]})")

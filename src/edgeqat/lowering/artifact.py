@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgeqat.artifact_place import check_artifact_place
 from edgeqat.errors import InputError, OutputError, TamperedError
 from edgeqat.lowering.session import Session, open_session
 from edgeqat.replay.compare import choose_engine
@@ -34,6 +35,10 @@ class Artifact:
     manifest: Mapping[str, Any]
     signature: Signature | None = None
     _sessions: dict[tuple[str, int], Session] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """One line: the manifest would fill a page."""
+        return f"Artifact({str(self.path)!r}, runtime={self.runtime!r}, engine={str(self.manifest['engine'])!r})"
 
     @property
     def path(self) -> Path:
@@ -107,9 +112,11 @@ def load_artifact(folder: str | Path, check: bool = True) -> Artifact:
     """An artifact folder from disk.
 
     Raises:
+        InputError: It is no artifact folder.
         TamperedError: A file is missing, unreadable, or does not match its hash.
     """
     folder = Path(folder)
+    check_artifact_place(folder)
     try:
         manifest = read_manifest(folder)
         if check:

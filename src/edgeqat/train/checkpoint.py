@@ -16,6 +16,10 @@ from edgeqat.files import write_atomically
 __all__ = ["load_weights", "put_weights", "save_weights", "weights_of"]
 
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and its like, and torch.compile, put before each name of a state_dict."""
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a module's state_dict, on the CPU; tied parameters come once under each name.
 
@@ -65,6 +69,13 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     # PyTorch's own counter of batches is missing from files that other tools wrote, and changes nothing here.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in wanted]
+    prefix = _prefix(state)
+    if prefix and extra and all(prefix + name in state for name in missing):
+        raise ModelError(
+            f"{source} does not fit the model: every name in it begins with {prefix!r}, as DataParallel, "
+            "DistributedDataParallel or torch.compile save them; save the state_dict of the model inside, "
+            "model.module or model._orig_mod"
+        )
     if missing or extra:
         raise ModelError(f"{source} does not fit the model: missing {_some(missing)}, not in the model {_some(extra)}")
     wrong = [k for k in state if state[k].shape != wanted[k].shape]
@@ -72,6 +83,17 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         found, shape = tuple(state[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
         raise ModelError(f"{source} does not fit the model: {wrong[0]} has shape {found}, wanted {shape}")
     model.load_state_dict(state, strict=False)
+
+
+def _prefix(state: Mapping[str, Tensor]) -> str:
+    """What a wrapper put before every name; "" for nothing."""
+    return next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), "")
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do, today's or an old one."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _some(names: list[str]) -> str:
@@ -87,12 +109,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds pickled code, which edgeqat does not run; save the state_dict alone, best as .safetensors"
-        ) from error
     except Exception as error:
         # On damaged files torch raises whatever its reader stumbles over: IndexError, KeyError, RuntimeError, ...
+        if path.suffix != ".safetensors" and not _is_torch_file(path):
+            raise ModelError(f"{path} is no checkpoint, wanted .safetensors or what torch.save writes") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise ModelError(
+                f"{path} holds pickled code, which edgeqat does not run; save the state_dict alone, best as "
+                ".safetensors"
+            ) from error
         reason = (str(error).splitlines() or [""])[0]
         raise ModelError(f"{path} cannot be read as weights: {type(error).__name__}: {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
