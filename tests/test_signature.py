@@ -175,6 +175,7 @@ def test_a_batch_where_batches_are_wanted(
         lambda: eq.adaround(copy.deepcopy(sim), x),
         lambda: eq.correct_biases(copy.deepcopy(sim), x),
         lambda: eq.saturation_cost(small_program, x),
+        lambda: eq.reestimate_batch_norm(SmallNet(), x),
         lambda: eq.sensitivity(sim, x),
     ):
         with pytest.raises(InputError, match=of_inputs):

@@ -70,7 +70,7 @@ def _check_plain_name(name: str, advice: str) -> None:
     import huggingface_hub
 
     cached = Path(datasets.config.HF_DATASETS_CACHE) / name
-    if "/" in name or huggingface_hub.constants.HF_HUB_OFFLINE or cached.exists():
+    if "/" in name or datasets.config.HF_HUB_OFFLINE or cached.exists():
         return
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=HUB_SECONDS)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeqat.arguments import check_batches
 from edgeqat.errors import DataError, InputError
 from edgeqat.ranks import Ranks
 from edgeqat.signature import Batch, call
@@ -75,8 +76,10 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:
         How many batches there were.
 
     Raises:
+        InputError: `batches` is a single one.
         DataError: There was none.
     """
+    check_batches(batches)
     norms = _norms(model)
     if not norms:
         return 0

@@ -91,9 +91,10 @@ def _prefix(state: Mapping[str, Tensor]) -> str:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do, today's or an old one."""
+    """Whether a file begins as those of torch.save do, today's or an old one; an empty one was cut off."""
     with path.open("rb") as file:
-        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+        start = file.read(4)
+    return not start or start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _some(names: list[str]) -> str:
