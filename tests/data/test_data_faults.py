@@ -295,6 +295,18 @@ def test_a_worker_that_hangs_or_dies(tmp_path: Path, mode: str, words: str) -> N
     assert time.monotonic() - started < 60
 
 
+def test_a_worker_that_is_killed_during_a_step_is_noticed_at_the_next_batch(tmp_path: Path) -> None:
+    data, before = open_set(user_data(tmp_path, "fine")), children()
+    epoch = iter(batches(data, batch_size=2, loading=Loading(2, timeout=30)))
+    next(epoch)
+    for worker in children() - before:
+        os.kill(int(worker), signal.SIGKILL)
+    time.sleep(0.2)  # the step, which goes on undisturbed
+    with pytest.raises(DataError, match="a loader worker ended while a batch was waited for"):
+        list(epoch)
+    assert children() <= before
+
+
 def test_workers_end_when_an_epoch_is_given_up(tmp_path: Path) -> None:
     data, before = open_set(user_data(tmp_path, "fine")), children()
     epoch = iter(batches(data, loading=Loading(2, timeout=60)))
