@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError, SkippedWarning
-from edgeqat.launch import is_first, is_launched, launch
+from edgeqat.launch import is_first, is_launched, is_launched_here, launch
 from edgeqat.run_folder import FolderState, check_free
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(
         )
     if several and not is_launched() and loaded.compute.nodes == 1:
         monitor.stage(f"start {loaded.compute.devices} processes")
-        raise typer.Exit(launch(sys.argv[1:], loaded.compute.devices))
+        sys.exit(launch(sys.argv[1:], loaded.compute.devices))  # whatever it is, a process has told of it
     if resume and check_free(folder, overwrite, resume) is FolderState.FREE:
         monitor.stage(f"there is no run in {folder} to resume: it begins at the beginning")
     monitor.stage(f"run {recipe} into {folder}")
@@ -330,7 +330,7 @@ def main() -> None:
             _interrupted(NOTHING_WRITTEN)
         sys.exit(code)
     except EdgeqatError as error:
-        if error.told or (isinstance(error, LostProcessError) and not is_first()):
+        if _another_tells(error):
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -342,6 +342,17 @@ def main() -> None:
         _fail(f"{place}{error.strerror or error}; check that it exists, and its permissions", 2)
     except UsageError as error:
         _misused(error)
+    finally:
+        if is_launched():  # the launcher signals the others when one has ended: they end too, and need no telling
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _another_tells(error: EdgeqatError) -> bool:
+    """Whether another process of the run tells of an error: the first one, or the one that has started them all."""
+    if isinstance(error, LostProcessError):
+        return not is_first() or (error.gone and is_launched_here())
+    return error.told
 
 
 def _misused(error: Any) -> None:

@@ -127,9 +127,14 @@ class MissingRuntimeError(EdgeqatError):
 
 
 class LostProcessError(EdgeqatError):
-    """Another process of a training is gone, or has not answered in time."""
+    """Another process of a training is gone, or has not answered in time.
+
+    Attributes:
+        gone: Whether it is gone.
+    """
 
     exit_code = 5
+    gone = True
 
 
 class CalibrationWarning(UserWarning):

@@ -9,7 +9,9 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-__all__ = ["is_first", "is_launched", "launch"]
+__all__ = ["is_first", "is_launched", "is_launched_here", "launch"]
+
+HERE = "EDGEQAT_LAUNCHED"
 
 LOST = 5
 """The exit code of a run that lost a process, see errors.py."""
@@ -25,6 +27,11 @@ def is_first() -> bool:
     return not is_launched() or os.environ.get("RANK", "0") == "0"
 
 
+def is_launched_here() -> bool:
+    """Whether `launch` has started this process, and tells of those that are killed."""
+    return HERE in os.environ
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Runs `edgeqat` with some arguments in several processes, to their end.
 
@@ -36,7 +43,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # this process does nothing else, and what it finds is told in a line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -47,6 +54,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    os.environ[HERE] = "1"
     try:
         elastic_launch(config, sys.executable)("-m", "edgeqat", *arguments)
     except ChildFailedError as error:

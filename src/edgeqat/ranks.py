@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -155,7 +156,12 @@ def _telling_of_loss() -> Iterator[None]:
 def lost(error: RuntimeError) -> LostProcessError:
     """What it means that torch.distributed fails."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return LostProcessError(
-        f"another process of this run is gone, or has not answered in time ({first}); "
-        "the same command with --resume goes on from the last checkpoint"
+    reason = re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0]  # without a place in torch's sources, and its advice
+    found = LostProcessError("")
+    found.gone = "timed out" not in reason.lower()
+    what = "is gone" if found.gone else "has not answered in time (compute.timeout)"
+    found.args = (
+        f"another process of this run {what}: {reason}; "
+        "the same command with --resume goes on from the last checkpoint",
     )
+    return found
