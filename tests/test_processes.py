@@ -123,6 +123,13 @@ def test_a_killed_process_ends_the_run_which_one_process_then_goes_on_with(tmp_p
     assert (folder / "report.json").exists()
 
 
+def test_a_process_that_hangs_is_not_waited_for_longer_than_was_said(tmp_path: Path) -> None:
+    command = words(tmp_path / "run", TWO, "compute.timeout=5")
+    code, told = while_training(command, lambda _, ranks: ranks[1].suspend())
+    assert code == 5
+    assert len(errors(told)) == 1 and "has not answered in time (compute.timeout)" in errors(told)[0], told
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_a_step_with_130(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
