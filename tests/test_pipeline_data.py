@@ -151,19 +151,22 @@ def test_a_flat_folder_of_images_without_labels(command: CommandLine, photos: Pa
 
 
 @EXACT_ARITHMETIC
-def test_the_bundled_recipe_for_own_images_wants_trained_weights_alone(photos: Path, tmp_path: Path) -> None:
+def test_the_bundled_recipe_for_own_images_wants_trained_weights_alone(
+    command: CommandLine, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a directory with a folder `images`; 128 of them calibrate."""
     images = tmp_path / "images"
     images.mkdir()
     for index in range(140):
         Image.open(photos / f"{index % 40}.png").rotate(index).save(images / f"{index}.png")
-    refused = run_edgeqat("run", "folder-ptq", cwd=tmp_path).refusal(2)
+    monkeypatch.chdir(tmp_path)
+    refused = command("run", "folder-ptq").refusal(2)
     assert (
         "model.weights is null and nothing is trained, so edgeqat.zoo:mobilenetv2_cifar has random weights" in refused
     )
     assert not (tmp_path / "runs").exists()
     save_file(mobilenetv2_cifar(num_classes=10, width=0.5).state_dict(), tmp_path / "mine.safetensors")
-    ended = run_edgeqat("run", "folder-ptq", "--set", "model.weights=mine.safetensors", cwd=tmp_path)
+    ended = command("run", "folder-ptq", "--set", "model.weights=mine.safetensors")
     assert ended.code == 0, ended
     report = json.loads((tmp_path / "runs" / "folder-ptq" / "report.json").read_text())
     assert [(row["variant"], row["runtime"]) for row in report["results"]] == [
