@@ -120,7 +120,7 @@ ROW: dict[str, object] = {
     "latency_ms": optional(
         {"batch": 1, "threads": 1, "n": int, "p50": float, "p90": float, "p99": float, "samples": str}
     ),
-    "speedup_ci95": optional([float]),
+    "speedup_ci95": optional(INTERVAL),
     "peak_memory_bytes": optional(int),
     "parity": optional(
         {

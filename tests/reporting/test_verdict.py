@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from test_schema import ROWS, quantized, report, row
 from edgeqat.recipe import GateSection
 from edgeqat.reporting.comparison import Comparison
 from edgeqat.reporting.comparison_page import render_comparison
+from edgeqat.reporting.figures.results import tradeoff_svg
+from edgeqat.reporting.figures.training import training_svg
+from edgeqat.reporting.network_schema import EpochRow, StageRow
 from edgeqat.reporting.page import render_page
-from edgeqat.reporting.schema import Gate, LatencyRow, Report, Row, judge
+from edgeqat.reporting.schema import Gate, LatencyRow, MetricRow, Report, Row, judge
 from edgeqat.reporting.summary import print_summary
 from edgeqat.reporting.verdict import passing_artifacts, slower_than_float, verdict
 
@@ -111,3 +115,14 @@ def test_the_title_has_the_end_of_a_path_and_the_page_the_whole(tmp_path: Path) 
     assert "<title>edgeqat: nets/mine.py:Net on data/images</title>" in shown
     assert "<p>nets/mine.py:Net on data/images." in shown
     assert "/home/me/work/nets/mine.py:Net on /home/me/data/images" in shown
+
+
+def test_no_axis_names_more_than_all() -> None:
+    whole = MetricRow(name="top1", value=1.0, ci95=(0.97, 1.0), n=160)
+    rows = [row("float", metric=whole), quantized("ptq", metric=whole)]
+    epochs = [EpochRow(index=i, loss=0.1, lr=0.1, metric=1.0, seconds=1.0) for i in (1, 2)]
+    figures = tradeoff_svg({"onnxruntime": rows}), training_svg([StageRow(stage="qat", epochs=epochs)], "top1", True)
+    for svg in figures:
+        assert svg is not None
+        told = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", svg)]
+        assert 100 in told and max(told) == 100

@@ -28,6 +28,9 @@ VARIANT_COLOURS = {"float": "#888888", "float_finetuned": "#4c9f70", "ptq": "#e0
 
 LONGEST_NAME = 44
 
+HEADROOM = 0.1
+"""Of an axis, above 100%."""
+
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -102,9 +105,11 @@ def milliseconds(axis: Axis, shortest: float, longest: float) -> None:
 
 
 def no_more_than_all(axes: Axes, is_share: bool) -> None:
-    """Ends the axis of a share at 100%, where what lies on its end is still drawn whole."""
-    if is_share and axes.get_ylim()[1] > 100:
-        axes.set_ylim(top=100)
+    """Names nothing above 100% on the axis of a share, and leaves room there for what is drawn at 100%."""
+    bottom, top = axes.get_ylim()
+    if is_share and top > 100:
+        axes.set_ylim(bottom, 100 + HEADROOM * (100 - bottom))
+        axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:

@@ -75,7 +75,6 @@ def tradeoff_svg(groups: Mapping[str, Sequence[Row]]) -> str | None:
                     edgecolors=INK,
                     linewidths=0.5,
                     alpha=0.85,
-                    clip_on=False,
                 )
             axes.scatter([], [], marker=marker, color="none", edgecolors=INK, label=shortened(group, 30))
         for variant in dict.fromkeys(row.variant for row, _, _ in every):

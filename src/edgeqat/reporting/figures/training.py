@@ -29,7 +29,7 @@ def training_svg(stages: Sequence[StageRow], metric: str, is_share: bool) -> str
             (line,) = panels[0].plot(epochs, [epoch.loss for epoch in stage.epochs], marker=".", label=stage.stage)
             found = [(epoch.index, factor * epoch.metric) for epoch in stage.epochs if epoch.metric is not None]
             if found:
-                panels[1].plot(*zip(*found, strict=True), marker=".", color=line.get_color(), clip_on=False)
+                panels[1].plot(*zip(*found, strict=True), marker=".", color=line.get_color())
         for axes in panels:
             axes.set_xlabel("epoch of the stage")
             axes.xaxis.get_major_locator().set_params(integer=True)
