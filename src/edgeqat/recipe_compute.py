@@ -18,7 +18,7 @@ class ComputeSection(Section):
     """Processes, devices and patience; on other numbers of them float sums end in other last bits, and no more.
 
     Attributes:
-        accelerator: What training and calibration run on; files are made, verified and measured on the CPU.
+        accelerator: What training runs on; everything else, calibration too, is done on the CPU.
         devices: Processes a node, each with a device or, on CPUs, its share of the threads.
         nodes: Machines, as torchrun has started them.
         strategy: How gradients are brought together, as Lightning Fabric calls it.
