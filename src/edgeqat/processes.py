@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,9 +58,22 @@ def team_of(compute: ComputeSection) -> Iterator[Team]:
     fabric = _launched(compute, devices, nodes)
     try:
         yield Team(Ranks() if fabric.world_size > 1 else ALONE, fabric)
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         if dist.is_initialized():
+            # A DistributedDataParallel that is collected later would end the group's threads while it holds Python's
+            # lock, for which one of them may wait: a deadlock.
+            gc.collect()
             dist.destroy_process_group()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears the frames that an error came through, which hold what trained in them."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _launched(compute: ComputeSection, devices: int, nodes: int) -> Fabric:
