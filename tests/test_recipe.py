@@ -200,7 +200,7 @@ def test_unknown_key_is_named_with_a_suggestion(tmp_path: Path, text: str, words
         ),
         ("quantize: {output: {observer: reuse_input}}", "quantize.output.observer: found 'reuse_input'"),
         ("export: []", "export: found []: list should have at least 1 item"),
-        ("export: onnxruntime", "export: found 'onnxruntime': input should be a valid list"),
+        ("export: onnxruntime", "export: found 'onnxruntime': wanted a list, write [onnxruntime]"),
         ("data: {mean: [.nan]}", "data.mean.0: found nan: input should be a finite number"),
         ("gate: {max_drop: .inf}", "gate.max_drop: found inf: input should be a finite number"),
         ("gate: {min_agreement: 1.5}", "gate.min_agreement: found 1.5: input should be less than or equal to 1"),
