@@ -2,4 +2,5 @@
 
 from edgeqat.cli import main
 
-main()
+if __name__ == "__main__":  # importing every module, as tests and documentation tools do, runs no command
+    main()
