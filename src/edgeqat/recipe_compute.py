@@ -37,6 +37,6 @@ class ComputeSection(Section):
     accumulate: Positive = 1
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     timeout: Annotated[int, Field(ge=1, le=DAY)] = 1800
-    checkpoint_seconds: Rate = 600
+    checkpoint_seconds: Rate = 600.0
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     jobs_on: Literal["processes", "ray"] = "processes"
