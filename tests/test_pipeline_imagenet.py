@@ -11,6 +11,8 @@ import pytest
 from edgeqat.pipeline import run
 from edgeqat.recipe import load_recipe
 from edgeqat.reporting.schema import Report
+from edgeqat.train.checkpoint import save_weights
+from edgeqat.zoo import resnet8
 from imagenet_stand_in import draw, write
 
 CLASSES = 3
@@ -61,7 +63,9 @@ def test_a_finished_run_is_known_again(finished: tuple[Report, Path]) -> None:
 def test_without_labels_images_are_judged_where_they_are(tmp_path: Path, few_rounds: None) -> None:
     write(tmp_path / "data", "any", draw("val", CLASSES, 8, 48, 0), CLASSES, "folder")
     settings = [setting for setting in SETTINGS if not setting.startswith(("train.", "model."))]
-    settings += ["model={factory: 'edgeqat.zoo:resnet8', args: {num_classes: 3}}"]
+    save_weights(resnet8(3), tmp_path / "weights.safetensors")
+    weights = f"weights: '{tmp_path / 'weights.safetensors'}'"
+    settings += [f"model={{factory: 'edgeqat.zoo:resnet8', args: {{num_classes: 3}}, {weights}}}"]
     settings += [f"data.source={tmp_path / 'data'}", "train=null", "task.metric=agreement", "quantize.batch_norm=fold"]
     report = run(load_recipe("imagenet-mobilenetv2", settings), tmp_path / "out")
     assert [row.metric.n for row in report.results] == [16] * 4

@@ -211,7 +211,15 @@ def test_place_that_cannot_be_written(small_program: eq.QuantizedProgram, tmp_pa
             {"mean": [0.5] * 3, "std": [0.5, 0, 0.5]},
             r"^preprocessing: found std \[0.5, 0, 0.5\], wanted figures above 0$",
         ),
-        ({"resize": 8}, r'^preprocessing: found resize 8, wanted \{"size": \[height, width\]\}$'),
+        ({"resize": 8}, r'^preprocessing: found resize 8, wanted \{"size": \[height, width\]\}, or \{"shorter_side":'),
+        (
+            {"resize": {"shorter_side": 7, "center_crop": [8, 8]}},
+            "^preprocessing: found shorter_side 7, wanted pixels, 8 or more$",
+        ),
+        (
+            {"resize": {"shorter_side": 9, "center_crop": [8, 8], "size": [8, 8]}},
+            "^preprocessing: resize: unknown key 'size'",
+        ),
         (
             {"resize": {"size": [9, 8]}},
             r"^preprocessing: resize makes images of \[9, 8\], and the model takes \[8, 8\]$",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -76,20 +76,27 @@ def sensitivity(
     given: Iterable[Labelled] = (
         ((inputs, None) for inputs in batches) if chosen is None else (pair_of(batch) for batch in batches)
     )
-    tell = on_run or (lambda: None)
-    measuring = _Measuring(sim, settings, chosen)
-    looker = Looker(sim, settings, chosen, classes)
-    with evaluating(sim):
-        if jobs is None or jobs.n == 1:
-            looks = looker.all(given, kept, tell)
-        elif make is None:
-            raise InputError("found jobs and no `make`, without which other processes cannot make the simulation")
-        else:
-            looks = looker.all_by_jobs(given, kept, tell, jobs, make)
-        with closing(looks):
-            for look in looks:
-                measuring.take(look)
+    looker, measuring = Looker(sim, settings, chosen, classes), _Measuring(sim, settings, chosen)
+    with evaluating(sim), closing(_looks(looker, given, kept, on_run or (lambda: None), jobs, make)) as looks:
+        for look in looks:
+            measuring.take(look)
         return measuring.table()
+
+
+def _looks(
+    looker: Looker,
+    given: Iterable[Labelled],
+    kept: LookLog | None,
+    tell: Callable[[], None],
+    jobs: Jobs | None,
+    make: Callable[[], SimulatedModel] | None,
+) -> Generator[Look, None, None]:
+    """A look at each batch, made here or by jobs."""
+    if jobs is None or jobs.n == 1:
+        return looker.all(given, kept, tell)
+    if make is None:
+        raise InputError("found jobs and no `make`, without which other processes cannot make the simulation")
+    return looker.all_by_jobs(given, kept, tell, jobs, make)
 
 
 def _identity(sim: SimulatedModel, metric: Metric | None, classes: bool | None) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def check_preprocessing(program: QuantizedProgram, preprocessing: Mapping[str, A
 
     Args:
         program: What is lowered.
-        preprocessing: `mean` and `std`: a figure a channel. `resize`: {"size": [height, width]}. `layout`: "NCHW".
-            `labels`: the classes' names. `input`: what it is, in words. A model of several inputs has `inputs`, by
-            name, each with its own; `labels` stands beside it.
+        preprocessing: `mean` and `std`: a figure a channel. `resize`: {"size": [height, width]}, or {"shorter_side":
+            pixels, "center_crop": [height, width]}. `layout`: "NCHW". `labels`: the classes' names. `input`: what it
+            is, in words. A model of several inputs has `inputs`, by name, each with its own; `labels` stands beside.
 
     Raises:
         InputError: A key is unknown, or what it says does not fit the program.
@@ -109,11 +109,22 @@ def _is_number(found: Any) -> bool:
     return isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
 
 
+def _is_side(found: Any) -> bool:
+    return type(found) is int and found > 0
+
+
 def _check_resize(where: str, resize: Any, wanted: Sequence[int | str | None]) -> None:
-    size = resize.get("size") if isinstance(resize, Mapping) else None
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
-        raise InputError(f'{where}: found resize {resize!r:.60}, wanted {{"size": [height, width]}}')
-    _check_keys(f"{where}: resize", resize, ("size", "method"))
+    cropped = isinstance(resize, Mapping) and "center_crop" in resize
+    size = resize.get("center_crop" if cropped else "size") if isinstance(resize, Mapping) else None
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(map(_is_side, size)):
+        ways = '{"size": [height, width]}, or {"shorter_side": pixels, "center_crop": [height, width]}'
+        raise InputError(f"{where}: found resize {resize!r:.60}, wanted {ways}")
+    _check_keys(
+        f"{where}: resize", resize, ("shorter_side", "center_crop", "method") if cropped else ("size", "method")
+    )
+    if cropped and not (_is_side(resize.get("shorter_side")) and resize["shorter_side"] >= max(size)):
+        shorter = resize.get("shorter_side")
+        raise InputError(f"{where}: found shorter_side {shorter!r:.60}, wanted pixels, {max(size)} or more")
     if resize.get("method", "bilinear") != "bilinear":
         raise InputError(f"{where}: found the resize method {resize['method']!r}, wanted 'bilinear'")
     if any(isinstance(side, int) and side != n for n, side in zip(size, wanted, strict=True)):
