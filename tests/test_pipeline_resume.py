@@ -229,6 +229,52 @@ def test_a_disk_without_room_is_one_line_and_the_run_can_be_resumed(whole: dict[
     assert kept(folder) == whole
 
 
+class Acting(Silent):
+    """Does something once, after a line or stage that begins with some words."""
+
+    def __init__(self, words: str, act: Callable[[], object]) -> None:
+        self._words, self._act, self._done = words, act, False
+
+    def stage(self, text: str) -> None:
+        self.line(text)
+
+    def line(self, text: str) -> None:
+        if text.startswith(self._words) and not self._done:
+            self._done = True
+            self._act()
+
+
+@pytest.mark.parametrize("when", ["epoch 1/2", "quantize after training", "fine-tune the float twin"])
+def test_a_directory_that_vanishes_is_one_line_and_is_not_made_again(
+    whole: dict[str, str], tmp_path: Path, when: str
+) -> None:
+    folder, away = tmp_path / "run", tmp_path / "away"
+    with pytest.raises(OutputError, match=rf"^{folder}\S* is gone, in the midst of a run; put it back and resume"):
+        eq.run(recipe(), folder, monitor=Acting(when, lambda: folder.rename(away)))
+    assert not folder.exists()
+    if when == "epoch 1/2":
+        away.rename(folder)
+        eq.run(recipe(), folder, resume=True)
+        assert kept(folder) == whole
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system here refuses what root writes")
+def test_a_directory_that_can_no_longer_be_written_is_one_line(whole: dict[str, str], tmp_path: Path) -> None:
+    epochs = tmp_path / "run" / "checkpoints" / "epochs"
+
+    def refuse() -> None:
+        epochs.rename(tmp_path / "away")
+        epochs.symlink_to("/sys/kernel")
+
+    with pytest.raises(OutputError, match=r"^cannot write .*; choose another place or free space$") as caught:
+        eq.run(recipe(), tmp_path / "run", monitor=Acting("epoch 1/2", refuse))
+    assert "\n" not in str(caught.value)
+    epochs.unlink()
+    (tmp_path / "away").rename(epochs)
+    eq.run(recipe(), tmp_path / "run", resume=True)
+    assert kept(tmp_path / "run") == whole
+
+
 def test_a_training_that_diverges_names_where_and_what_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(TrainingError) as caught:

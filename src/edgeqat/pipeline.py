@@ -54,7 +54,7 @@ from edgeqat.reporting.page import render_page
 from edgeqat.reporting.pictures import flipped, write_pictures
 from edgeqat.reporting.schema import Report, read_report
 from edgeqat.run_context import AGREEMENT, Run, loading_of
-from edgeqat.run_folder import FolderState, check_free, claimed
+from edgeqat.run_folder import FolderState, check_free, check_there, claimed
 from edgeqat.signature import Batch, call
 from edgeqat.target_rules import resolve_targets
 from edgeqat.target_table import runtime_of
@@ -193,6 +193,7 @@ def _prove(opened: OpenedRun, variants: list[Variant], store: CheckpointStore) -
     work, recipe, folder = opened.work, opened.work.recipe, opened.work.folder
     if recipe.task.metric == AGREEMENT:
         work.data = replace(work.data, test=_labelled_by(work, variants[0].model))
+    check_there(folder / "recipe.yaml")
     lower_all(work, variants)
     verify_all(work, variants)
     measure_all(work, variants)
@@ -208,6 +209,7 @@ def _prove(opened: OpenedRun, variants: list[Variant], store: CheckpointStore) -
 
 def write_report(report: Report, folder: Path) -> None:
     """Writes report.html, then report.json, which says that the run is complete."""
+    check_there(folder / "recipe.yaml")
     write_atomically(folder / "report.html", render_page(report, folder))
     write_atomically(folder / "report.json", to_json(report.to_dict()))
 

@@ -25,7 +25,7 @@ try:
 except ImportError:  # not a POSIX system: two runs into one directory are then not told apart
     fcntl = None
 
-__all__ = ["FolderState", "check_free", "claimed"]
+__all__ = ["FolderState", "check_free", "check_there", "claimed"]
 
 LOCK = ".edgeqat-lock"
 AUTO_NAMES = frozenset({"recipe.auto.yaml", "search", "steps"})
@@ -67,6 +67,16 @@ def check_free(folder: Path, overwrite: bool = False, resume: bool = False) -> F
         raise _busy(folder)
     _refuse(folder, state, overwrite, resume)
     return state
+
+
+def check_there(path: Path) -> None:
+    """Checks that what a run has written is still there: a directory made anew would hold a part of the run alone.
+
+    Raises:
+        OutputError: It has been moved or removed.
+    """
+    if not path.exists():
+        raise OutputError(f"{path} is gone, in the midst of a run; put it back and resume, or start again")
 
 
 @contextmanager

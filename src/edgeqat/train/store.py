@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from edgeqat.errors import CheckpointError
 from edgeqat.files import write_atomically
 from edgeqat.ranks import ALONE, Ranks
+from edgeqat.run_folder import check_there
 from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.state import Epoch, Settings, TrainingState, Underway
 from edgeqat.version import __version__
@@ -250,6 +251,7 @@ class CheckpointStore:
     def _write(
         self, path: Path, stage: str, epoch: int, tensors: Mapping[str, Tensor], training: _Training | None
     ) -> None:
+        check_there(self._folder.parent)
         raw = safetensors.torch.save(dict(tensors))
         weights = path.with_suffix(".safetensors")
         record = _Record(
