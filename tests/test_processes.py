@@ -123,11 +123,12 @@ def test_a_killed_process_ends_the_run_which_one_process_then_goes_on_with(tmp_p
     assert (folder / "report.json").exists()
 
 
-def test_a_process_that_hangs_is_not_waited_for_longer_than_was_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "said"), [(1, "has not answered in time (compute.timeout)"), (0, "does not answer")])
+def test_a_process_that_hangs_is_not_waited_for_longer_than_was_said(tmp_path: Path, rank: int, said: str) -> None:
     command = words(tmp_path / "run", TWO, "compute.timeout=5")
-    code, told = while_training(command, lambda _, ranks: ranks[1].suspend())
+    code, told = while_training(command, lambda _, ranks: ranks[rank].suspend())
     assert code == 5
-    assert len(errors(told)) == 1 and "has not answered in time (compute.timeout)" in errors(told)[0], told
+    assert len(errors(told)) == 1 and said in errors(told)[0], told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -153,9 +154,13 @@ def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
     assert "stage float; " in diverged.stderr
     auto = finish(words(tmp_path / "other", TWO, "--auto"))
     assert auto.returncode == 2
-    assert errors(auto.stderr) == [
-        "error: found --auto and several processes, wanted one; train the recipe that it writes with compute.devices"
-    ]
+    assert errors(auto.stderr)[0].startswith(
+        "error: found 2 processes, and run --auto works in one process on the CPU;"
+    )
+    absent = finish(words(tmp_path / "run", TWO, "compute.accelerator=gpu"))
+    assert absent.returncode == 2 and len(errors(absent.stderr)) == 1, absent.stderr
+    unknown = finish(words(tmp_path / "run", "train.epochs=1", command=TORCHRUN))
+    assert len(errors(unknown.stderr.split("Traceback")[0])) == 1, unknown.stderr  # then comes torchrun's own
     assert not (tmp_path / "other").exists()
 
 

@@ -25,6 +25,7 @@ from edgeqat.diagnose.sensitivity_table import Sensitivity
 from edgeqat.factory import build_fusions, build_mapping
 from edgeqat.files import to_json, write_atomically
 from edgeqat.pipeline import begin, check_same, check_task
+from edgeqat.processes import check_alone
 from edgeqat.ptq_stage import quantize_after_training
 from edgeqat.recipe import Recipe
 from edgeqat.reporting.figures.sensitivity import sensitivity_svg
@@ -67,6 +68,7 @@ def analyse(recipe: Recipe, out_dir: str | Path, n: int = SAMPLES, monitor: Moni
         MissingRuntimeError: Ray is asked for and not installed.
     """
     jobs = Jobs(recipe.compute.jobs, recipe.compute.jobs_on)  # what is not installed is said before data is loaded
+    check_alone(recipe.compute, "sensitivity")
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     held = check_free(folder, resume=True)
     if held is not FolderState.FREE:

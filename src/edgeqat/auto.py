@@ -26,6 +26,7 @@ from edgeqat.factory import build_model, check_not_random
 from edgeqat.files import to_json, write_atomically
 from edgeqat.intervals import Z_95
 from edgeqat.pipeline import OpenedRun, carry_out, finished_before, open_run, write_report
+from edgeqat.processes import check_alone
 from edgeqat.recipe import LogSection, Recipe, load_recipe
 from edgeqat.recipe_quantize import QuantizeSection
 from edgeqat.reporting.monitor import Monitor, Silent
@@ -69,6 +70,7 @@ def run_auto(
             which is not installed.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    check_alone(recipe.compute, "run --auto")
     monitor, folder = Silent() if monitor is None else monitor, Path(out_dir)
     finished = finished_before(recipe, folder, overwrite, resume, monitor)
     if finished is not None:

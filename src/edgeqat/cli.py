@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, RecipeError, SkippedWarning
+from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, SkippedWarning
 from edgeqat.launch import is_first, is_launched, is_launched_here, launch
 from edgeqat.run_folder import FolderState, check_free
 
@@ -35,6 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+PATIENCE = 5.0
+"""Seconds that a process which another one tells of waits for that."""
 
 NOTHING_WRITTEN = "nothing was written; the same command starts again"
 """True of every command but run and sensitivity, and of those until they open their directory."""
@@ -70,14 +74,10 @@ def run(
 
     folder = Path("runs") / Path(recipe).stem if out is None else out
     loaded, monitor = load_recipe(recipe, settings), _monitor(quiet or not is_first(), verbose)
-    several = is_launched() or loaded.compute.devices > 1
-    if several and auto:
-        raise RecipeError(
-            "found --auto and several processes, wanted one; train the recipe that it writes with compute.devices"
-        )
-    if several and not is_launched() and loaded.compute.nodes == 1:
+    if not auto and loaded.compute.devices > 1 and loaded.compute.nodes == 1 and not is_launched():
         monitor.stage(f"start {loaded.compute.devices} processes")
-        sys.exit(launch(sys.argv[1:], loaded.compute.devices))  # whatever it is, a process has told of it
+        # Whatever it ends with, a process has told of it.
+        sys.exit(launch(sys.argv[1:], loaded.compute.devices, loaded.compute.timeout))
     if resume and check_free(folder, overwrite, resume) is FolderState.FREE:
         monitor.stage(f"there is no run in {folder} to resume: it begins at the beginning")
     monitor.stage(f"run {recipe} into {folder}")
@@ -90,8 +90,11 @@ def run(
     except KeyboardInterrupt:
         with_resume = "with --resume in place of --overwrite" if overwrite else "with --resume"
         _interrupted(f"the run in {folder} is incomplete; the same command {with_resume} continues it")
-    if is_first():
-        _tell(report, folder)
+    if not is_first():
+        return  # with 0: the launcher ends the others where one fails, and the first one may still be telling
+    if is_launched():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is done
+    _tell(report, folder)
     if not report.gate.passed:
         raise typer.Exit(3)
 
@@ -331,6 +334,8 @@ def main() -> None:
         sys.exit(code)
     except EdgeqatError as error:
         if _another_tells(error):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(PATIENCE)  # the launcher ends the others where one has failed: that one is to tell first
             sys.exit(error.exit_code)
         _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -352,7 +357,7 @@ def _another_tells(error: EdgeqatError) -> bool:
     """Whether another process of the run tells of an error: the first one, or the one that has started them all."""
     if isinstance(error, LostProcessError):
         return not is_first() or (error.gone and is_launched_here())
-    return error.told
+    return not is_first() if error.told is None else error.told
 
 
 def _misused(error: Any) -> None:
@@ -378,6 +383,8 @@ def _warn(
     line: str | None = None,
 ) -> None:
     """A warning of ours is for the user, in a line; others are for who can change the code, and say where it is."""
+    if issubclass(category, CalibrationWarning) and not is_first():
+        return  # ranges are those of all processes
     if issubclass(category, (CalibrationWarning, SkippedWarning)):
         print(f"warning: {message}", file=sys.stderr)
     else:

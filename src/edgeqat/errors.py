@@ -49,11 +49,11 @@ class EdgeqatError(Exception):
     """Root of the tree; `exit_code` is what a command that meets it exits with.
 
     Attributes:
-        told: Whether another process of the same run tells the user.
+        told: Whether another process of the same run tells the user; None while processes know nothing of each other.
     """
 
     exit_code = 1
-    told = False
+    told: bool | None = None
 
 
 class InputError(EdgeqatError):

@@ -39,4 +39,4 @@ def asked_to_stop(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(found)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python

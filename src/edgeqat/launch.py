@@ -8,8 +8,12 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["is_first", "is_launched", "is_launched_here", "launch"]
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+__all__ = ["is_first", "is_launched", "is_launched_here", "launch", "processes_here"]
 
 HERE = "EDGEQAT_LAUNCHED"
 
@@ -32,8 +36,18 @@ def is_launched_here() -> bool:
     return HERE in os.environ
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+def processes_here() -> int:
+    """How many processes of a run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1
+
+
+def launch(arguments: Sequence[str], processes: int, patience: int) -> int:
     """Runs `edgeqat` with some arguments in several processes, to their end.
+
+    Args:
+        arguments: Of the command.
+        processes: How many.
+        patience: Seconds that they have to end once they are asked to.
 
     Returns:
         The exit code of the first process that failed, 0 where none did, 130 where they were stopped. A process that
@@ -53,17 +67,19 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        shutdown_timeout=patience,
     )
-    os.environ[HERE] = "1"
+    # As the script `edgeqat` they import nothing from the working directory.
+    os.environ |= {HERE: "1", "PYTHONSAFEPATH": "1"}
     try:
         elastic_launch(config, sys.executable)("-m", "edgeqat", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return int(failure.exitcode)
-        name = signal.Signals(-failure.exitcode).name
+        rank, code = _first(error)
+        if code >= 0 and (code != LOST or rank == 0):  # it has told of it
+            return code
+        what = "does not answer" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         print(
-            f"error: process {rank} of the run was ended by {name}; "
+            f"error: process {rank if code < 0 else 0} of the run {what}; "
             "the same command with --resume goes on from the last checkpoint",
             file=sys.stderr,
         )
@@ -71,3 +87,12 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     except SignalException:
         return 130
     return 0
+
+
+def _first(error: ChildFailedError) -> tuple[int, int]:
+    """The process that failed first and its exit code; before all others one that was killed, but by the launcher."""
+    failures = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+    codes = [(rank, int(failure.exitcode)) for rank, failure in failures]
+    killed = [(rank, code) for rank, code in codes if code < 0 and code != -signal.SIGTERM]
+    ended = [(rank, code) for rank, code in codes if code > 0]
+    return next(iter([*killed, *ended, *codes]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from edgeqat.errors import InputError, RecipeError
+from edgeqat.errors import EdgeqatError, InputError, RecipeError
 from edgeqat.launch import is_launched
 from edgeqat.ranks import ALONE, Ranks
 from edgeqat.recipe_compute import ComputeSection
@@ -22,7 +22,7 @@ from edgeqat.recipe_compute import ComputeSection
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Team", "team_of"]
+__all__ = ["Team", "check_alone", "team_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,21 @@ class Team:
 
     ranks: Ranks = ALONE
     fabric: Fabric | None = None
+
+
+def check_alone(compute: ComputeSection, what: str) -> None:
+    """Refuses several processes, and other devices than the CPU, for what works in one process on the CPU.
+
+    Raises:
+        RecipeError: The recipe, or torchrun, wants them.
+    """
+    several = int(os.environ["WORLD_SIZE"]) if is_launched() else compute.devices * compute.nodes
+    if several > 1 or compute.accelerator == "gpu":
+        wanted = f"{several} processes" if several > 1 else "compute.accelerator gpu"
+        raise RecipeError(
+            f"found {wanted}, and {what} works in one process on the CPU; set compute.devices to 1 and "
+            "compute.accelerator to cpu, and train the recipe that it leads to with more"
+        )
 
 
 @contextmanager
@@ -52,17 +67,20 @@ def team_of(compute: ComputeSection) -> Iterator[Team]:
             f"found compute.devices {devices} and compute.nodes {nodes}, wanted as many processes: start them with "
             "`edgeqat run` on one machine, or `torchrun -m edgeqat run` on each"
         )
-    if devices * nodes == 1 and compute.accelerator == "cpu":
+    if devices * nodes == 1 and compute.accelerator == "cpu" and compute.strategy == "auto":
         yield Team()
         return
+    theirs = dist.is_initialized()
     fabric = _launched(compute, devices, nodes)
     try:
         yield Team(Ranks() if fabric.world_size > 1 else ALONE, fabric)
     except BaseException as error:
         _let_go(error)
+        if isinstance(error, EdgeqatError) and error.told is None:
+            error.told = False  # this process's own
         raise
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not theirs:
             # A DistributedDataParallel that is collected later would end the group's threads while it holds Python's
             # lock, for which one of them may wait: a deadlock.
             gc.collect()
@@ -82,7 +100,7 @@ def _launched(compute: ComputeSection, devices: int, nodes: int) -> Fabric:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     strategy: str | DDPStrategy = "auto"
-    if devices * nodes > 1:
+    if devices * nodes > 1 or compute.strategy == "ddp":
         strategy = DDPStrategy(timeout=timedelta(seconds=compute.timeout), forward_sync_buffers=False)
     try:
         fabric = Fabric(accelerator=compute.accelerator, strategy=strategy, devices=devices, num_nodes=nodes)

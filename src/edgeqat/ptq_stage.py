@@ -41,7 +41,8 @@ ROWS = TypeAdapter(list[AidRow])
 def quantize_after_training(work: Run, sim: SimulatedModel) -> None:
     """Calibrates a prepared simulation and applies the aids of the recipe, in place.
 
-    Several processes share the calibration samples. With aids each does all by itself, and the first one's is taken.
+    Several processes share the calibration samples. With aids each takes all of them, and what the first one ends with
+    is everyone's.
     """
     aids = work.recipe.quantize.ptq
     if aids.chosen:

@@ -94,7 +94,7 @@ def _fit(
             seed=train.seed,
             validation_batches=work.dealt(work.data.validation, user_model),
             metric=work.metric,
-            exact=_exact(work.recipe),
+            exact=work.team.ranks.of_first(_exact(work.recipe)),
             fabric=work.team.fabric,
             accumulate=work.recipe.compute.accumulate,
             on_step=progress.step,

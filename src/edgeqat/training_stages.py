@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from edgeqat.data.fingerprint import fingerprint
+from edgeqat.errors import CheckpointError
 from edgeqat.factory import build_aids, build_fusions, build_mapping, build_twin_aids
 from edgeqat.graph.patterns import patterns_of
 from edgeqat.grid_rules import GridRules
@@ -57,6 +58,9 @@ def open_store(work: Run, planned: Plan) -> CheckpointStore:
     """The checkpoints of a run."""
     recipe = work.recipe
     identity = RunIdentity(recipe.identity(), recipe.sha256(), plan_hash(planned), fingerprint(work.data))
+    with work.team.ranks.alike():
+        if len(set(work.team.ranks.of_each((identity.data_sha256, identity.plan_hash)))) > 1:
+            raise CheckpointError("the processes have different data or models, wanted the same; give all of them one")
     folder, better = work.folder / "checkpoints", work.metric.higher_is_better
     return CheckpointStore(folder, identity, better, work.monitor.line, work.team.ranks)
 

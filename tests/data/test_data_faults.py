@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
 from pathlib import Path
@@ -157,12 +158,21 @@ def damage(folder: Path, fault: str) -> None:
         shard.write_bytes(shard.read_bytes()[:20_000])
     elif fault == "empty file":
         shard.write_bytes(b"")
+    elif fault == "a flipped bit":  # in the header of the third member of several
+        raw = bytearray(shard.read_bytes())
+        with tarfile.open(shard) as tar:
+            raw[tar.getmembers()[2].offset + 150] ^= 1
+        shard.write_bytes(raw)
+    elif fault == "no end":
+        with tarfile.open(shard) as tar:
+            end = tar.getmembers()[4].offset
+        shard.write_bytes(shard.read_bytes()[:end])
     elif fault == "no samples":
         write(folder, "train", iter(()), CLASSES, "tar")
         shard.write_bytes(bytes(10240))
     else:
         data = next(draw("train", CLASSES, 1, 24, 0))[1]
-        label: Any = {"text": "cat", "negative": -1, "large": 10**6}[fault]
+        label: Any = {"text": "cat", "negative": -1, "large": 10**6, "huge": 10**30}[fault]
         write(folder, "train", iter([("a", data, label), ("b", data, 0)]), CLASSES, "tar")
 
 
@@ -172,6 +182,9 @@ def damage(folder: Path, fault: str) -> None:
     [
         ("truncated", "train-00000.tar cannot be read as a tar shard (unexpected end of data); fetch it again"),
         ("empty file", "train-00000.tar cannot be read as a tar shard (empty file); fetch it again"),
+        ("a flipped bit", "train-00000.tar is damaged or cut short at byte"),
+        ("no end", "train-00000.tar is damaged or cut short at byte"),
+        ("huge", "a.cls holds b'10000000000000000000', wanted a class number such as 7"),
         ("no samples", "train-*.tar holds no samples, wanted key.jpg and key.cls"),
         ("text", "a.cls holds b'cat', wanted a class number such as 7"),
         ("negative", "labels -1 to 0, wanted"),

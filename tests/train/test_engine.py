@@ -50,6 +50,11 @@ def test_parts_that_hold_a_whole_batch_change_nothing(calibrated: eq.SimulatedMo
     eq.fit(whole, BATCHES, epochs=1, lr=0.1)
     eq.fit(parts, BATCHES, epochs=1, lr=0.1, accumulate=5)  # 16 samples in parts of 3 and 4, 8 of 1 and 2
     torch.testing.assert_close(parts[1].weight, whole[1].weight, rtol=1e-5, atol=1e-6)
+    odd = [(IMAGES[:4], torch.zeros(3, dtype=torch.int64))]
+    with pytest.raises(
+        InputError, match="^found a tensor of length 3 in a batch of 4 samples, which accumulate cannot"
+    ):
+        eq.fit(model, odd, epochs=1, lr=0.1, accumulate=2)
     with pytest.raises(InputError, match="^found accumulate 0, wanted 1 or more$"):
         eq.fit(model, BATCHES, epochs=1, lr=0.1, accumulate=0)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from edgeqat.data.corrupt import Skipped
 from edgeqat.data.sizing import Pixels, Sizing
 from edgeqat.errors import DataError
+from edgeqat.launch import processes_here
 from edgeqat.machine import available_memory
 
 __all__ = ["CHANNELS", "allocate", "bytes_of_cell", "decode", "decode_files", "read_file", "require_memory"]
@@ -34,9 +35,10 @@ def require_memory(what: str, n_bytes: int) -> None:
         DataError: `n_bytes`, held as often as splitting needs, are more than the memory that is free.
     """
     free = available_memory()
-    if free is not None and COPIES * n_bytes > free:
+    needed = COPIES * n_bytes * processes_here()
+    if free is not None and needed > free:
         raise DataError(
-            f"{what} needs {COPIES * n_bytes / 1e9:.3g} GB in memory, but {free / 1e9:.3g} GB are free; "
+            f"{what} needs {needed / 1e9:.3g} GB in memory, but {free / 1e9:.3g} GB are free; "
             "lower data.image_size, use fewer samples, or set data.storage to disk"
         )
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from edgeqat.errors import DataError
+from edgeqat.recipe_numbers import LARGEST
 
 __all__ = ["ShardIndex", "index_shards"]
 
@@ -90,6 +91,10 @@ def index_shards(what: str, shards: Sequence[Path]) -> ShardIndex:
     return ShardIndex(tuple(shards), tuple(counts), places, keys, np.asarray(labels, dtype=np.int64))
 
 
+LABEL_BYTES = 2**20
+"""What is read of a member that tells a label."""
+
+
 @dataclass
 class _Sample:
     key: str
@@ -116,7 +121,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
         with tarfile.open(shard, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                if not member.isreg():
+                if not member.isreg() or member.issparse():  # what a sparse one holds has no one place
                     continue
                 folder, slash, file = member.name.rpartition("/")
                 stem, dot, extension = file.partition(".")
@@ -128,10 +133,20 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                         yield current
                     current = _Sample(key, [], [])
                 _add(shard, tar, member, extension.lower(), current)
+            _check_end(shard, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard} cannot be read as a tar shard ({error}); fetch it again") from error
     if current is not None:
         yield current
+
+
+def _check_end(shard: Path, offset: int) -> None:
+    """Refuses a shard that does not end as it was written: tarfile takes a damaged header for the end."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise DataError(f"{shard} is damaged or cut short at byte {offset}; fetch it again")
 
 
 def _add(shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
@@ -139,7 +154,7 @@ def _add(shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: 
         sample.images.append((extension, member.offset_data, member.size))
     elif extension in (LABEL, JSON):
         opened = tar.extractfile(member)
-        text = b"" if opened is None else opened.read()
+        text = b"" if opened is None else opened.read(LABEL_BYTES)
         label = _label(extension, text)
         if label is None and extension == LABEL:
             raise DataError(
@@ -152,9 +167,11 @@ def _add(shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: 
 def _label(extension: str, text: bytes) -> int | None:
     try:
         if extension == LABEL:
-            return int(text)
-        found = json.loads(text)
-    except ValueError:
+            label: Any = int(text)
+        else:
+            found = json.loads(text)
+            label = found.get("label") if isinstance(found, dict) else None
+    except (ValueError, RecursionError):
         return None
-    label = found.get("label") if isinstance(found, dict) else None
-    return label if isinstance(label, int) and not isinstance(label, bool) else None
+    fits = isinstance(label, int) and not isinstance(label, bool) and abs(label) <= LARGEST
+    return label if fits else None

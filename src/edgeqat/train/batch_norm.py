@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeqat.arguments import check_batches
@@ -23,6 +23,7 @@ __all__ = [
     "first_inputs",
     "freeze_batch_norm",
     "reestimate_batch_norm",
+    "running_statistics",
 ]
 
 
@@ -104,12 +105,20 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:
     return n
 
 
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Means and variances of every batch norm, by the names of their buffers."""
+    return {
+        f"{name}.{kind}": getattr(module, kind)
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        for kind in ("running_mean", "running_var")
+    }
+
+
 def average_batch_norm(model: nn.Module, ranks: Ranks) -> None:
     """Gives the running statistics of every batch norm the mean of what the processes have."""
-    for norm in _norms(model):
-        for statistics in (norm.running_mean, norm.running_var):
-            assert statistics is not None
-            statistics.copy_(ranks.total(statistics) / ranks.size)
+    for statistics in running_statistics(model).values():
+        statistics.copy_(ranks.total(statistics) / ranks.size)
 
 
 def first_inputs(batches: Iterable[tuple[Batch, object]], n: int) -> Iterable[Batch]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeqat.errors import DataError, EdgeqatError, ModelError
 from edgeqat.ranks import ALONE, Ranks, lost
-from edgeqat.train.batch_norm import average_batch_norm
+from edgeqat.train.batch_norm import average_batch_norm, running_statistics
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 T = TypeVar("T")
+
+LOST = re.compile(r"gloo[/:]|^NCCL|ncclRemoteError|Connection (closed|reset) by peer|Timed out waiting \d+ms")
+"""What torch.distributed says where another process is gone or silent, in RuntimeErrors of no class of its own."""
 
 
 class Engine:
@@ -82,18 +88,18 @@ class Engine:
                 "a parameter of the model has no part in the loss, which several processes cannot wait for; "
                 "freeze it with requires_grad_(False), or train in one process"
             )
-        if self.ranks.size > 1 and any(
-            word in message.lower() for word in ("gloo", "nccl", "connection", "timed out")
-        ):
+        if self.ranks.size > 1 and (isinstance(error, dist.DistError) or LOST.search(message)):
             return lost(error)
         return None
 
-    def each(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches, on the device; where one process cannot get its own, all of them fail."""
+    def each(self, batches: Iterator[T], n: int) -> Iterator[T]:
+        """The batches, on the device; where one of several processes cannot get its n, all of them fail."""
         try:
-            while True:
+            for index in range(n) if self.ranks.size > 1 else itertools.count():
                 with self.ranks.together():
                     batch = next(batches, None)
+                    if batch is None and self.ranks.size > 1:
+                        raise DataError(f"found {index} of {n} training batches; fewer than their length")
                 if batch is None:
                     return
                 yield self.to_device(batch)
@@ -112,9 +118,14 @@ class Engine:
             raise DataError(f"the processes have {', '.join(map(str, found))} training batches, wanted equally many")
 
     def settle(self) -> None:
-        """Ends an epoch: running statistics of batch norms, which each process has of its own, are averaged."""
+        """Ends an epoch: running statistics of batch norms, which each process has of its own, are averaged.
+
+        Whatever else moves in buffers is taken from the first process.
+        """
         if self.ranks.size > 1:
             average_batch_norm(self._model, self.ranks)
+            norms = {id(buffer) for buffer in running_statistics(self._model).values()}
+            self.ranks.copy_first([b for b in self._model.buffers() if b.is_floating_point() and id(b) not in norms])
 
 
 def _mixed(seed: int, rank: int) -> int:

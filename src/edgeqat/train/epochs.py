@@ -122,7 +122,8 @@ class Epochs:
         with work.evaluated(keep=index + 1 == self._settings.epochs):
             estimated = work.batches_to_reestimate(self._settings.batch_norm, index)
             if estimated > 0:
-                reestimate_batch_norm(model, map(self._engine.to_device, first_inputs(batches, estimated)))
+                with self._engine.ranks.together():
+                    reestimate_batch_norm(model, map(self._engine.to_device, first_inputs(batches, estimated)))
                 self._engine.settle()
             model.eval()
             found = None if validation is None else self._validate(validation)
@@ -143,7 +144,8 @@ class Epochs:
         if self._settings.batch_norm.frozen(index):
             freeze_batch_norm(self._model)
         done = begun.steps
-        for inputs, targets in map(pair_of, self._engine.each(_from(batches, begun.steps))):
+        left = self._engine.each(_from(batches, begun.steps), self._settings.steps - begun.steps)
+        for inputs, targets in map(pair_of, left):
             for group in self._optimizer.param_groups:
                 group["lr"] = self._lr(index, done)
             weight = batches.weight_of(done) if isinstance(batches, HasWeights) else 1.0
@@ -188,20 +190,28 @@ class Epochs:
         """The metric over all batches of all processes."""
         model, exact = self._model, validation.exact
         context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if isinstance(model, SimulatedModel) and exact is not None and model.phase == QUANTIZED:
-            context = model.exact(exact)
-        ranks = self._engine.ranks
-        with context, ranks.together(), torch.no_grad():
-            own = [self._statistics(*pair_of(batch), validation.metric) for batch in validation.batches]
+        ranks, to_device = self._engine.ranks, _as_it_is
+        with ranks.together(), torch.no_grad():
+            if isinstance(model, SimulatedModel) and exact is not None and model.phase == QUANTIZED:
+                context = model.exact(exact)  # integers are computed on the CPU
+            else:
+                to_device = self._engine.to_device
+            with context:
+                own = [self._statistics(*pair_of(batch), validation.metric, to_device) for batch in validation.batches]
         # Batches are dealt out in turn: in their own order the sum does not depend on the number of processes.
         in_order = [found for round_ in zip_longest(*ranks.of_each(own)) for found in round_ if found is not None]
         if not in_order:
-            raise DataError("found no batches to validate on, wanted at least one")
+            with ranks.alike():
+                raise DataError("found no batches to validate on, wanted at least one")
         return validation.metric.value(torch.cat(in_order).double().mean(0))
 
-    def _statistics(self, inputs: Batch, targets: Any, metric: Metric) -> Tensor:
-        outputs: Any = self._engine.to_host(call(self._model, self._engine.to_device(inputs)))
+    def _statistics(self, inputs: Batch, targets: Any, metric: Metric, to_device: Callable[[Batch], Batch]) -> Tensor:
+        outputs: Any = self._engine.to_host(call(self._model, to_device(inputs)))
         return checked_statistics(metric, outputs, targets)
+
+
+def _as_it_is(data: Batch) -> Batch:
+    return data
 
 
 def _from(batches: Pairs, first: int) -> Iterator[tuple[Batch, Any]]:

@@ -71,7 +71,8 @@ def fit(
         optimizer: "sgd" (with Nesterov momentum) or "adamw".
         momentum: Of sgd.
         weight_decay: Applied to weights, not to biases and normalisation parameters.
-        loss: Name or callable (outputs, targets) -> 0-d tensor.
+        loss: Name or callable (outputs, targets) -> 0-d tensor: the mean over samples, as parts of a batch are
+            weighed by how many they hold.
         precision: "32-true", or "bf16-mixed" for forward passes under torch.autocast in bfloat16: quicker where the
             processor has it. Weights, grids, rounding, outputs and the optimizer stay in float32, and so do batch
             norms' re-estimation and validation.

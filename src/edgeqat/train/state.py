@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgeqat.errors import CheckpointError
 from edgeqat.ranks import ALONE, Ranks
-from edgeqat.train.batch_norm import BatchNormSchedule
+from edgeqat.train.batch_norm import BatchNormSchedule, running_statistics
 from edgeqat.train.checkpoint import put_weights, weights_of
 from edgeqat.train.oscillation import Oscillating
 
@@ -78,6 +78,8 @@ class TrainingState:
             processes than the first by "rank1/cpu" and the like.
         aids: What moving averages and the watch over oscillation know, by "aid/what".
         underway: The part of the next epoch that is done; None between epochs.
+        others: Within an epoch, the running statistics of batch norms in other processes than the first, by
+            "rank1/bn.running_mean" and the like.
     """
 
     settings: Settings
@@ -87,6 +89,7 @@ class TrainingState:
     rng: Mapping[str, Tensor]
     aids: Mapping[str, Tensor] = field(default_factory=dict)
     underway: Underway | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def capture_state(
@@ -112,7 +115,10 @@ def capture_state(
     for index in _gpus(model):
         own["cuda:0" if ranks.size > 1 else f"cuda:{index}"] = torch.cuda.get_rng_state(index)
     rng = {_of_rank(i, device): state for i, found in enumerate(ranks.of_each(own)) for device, state in found.items()}
-    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng, aids, underway)
+    statistics = {} if underway is None or ranks.size == 1 else running_statistics(model)
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in statistics.items()}
+    others = {f"rank{i}/{n}": t for i, found in enumerate(ranks.of_each(copies)) if i for n, t in found.items()}
+    return TrainingState(settings, tuple(history), weights_of(model), buffers, rng, aids, underway, others)
 
 
 def restore_state(
@@ -138,6 +144,10 @@ def restore_state(
         if name not in parameters or any(shape != tuple(parameters[name].shape) for shape in shapes):
             raise CheckpointError(f"the training state's optimizer does not fit the model at {name}; start afresh")
     put_weights(model, state.model, "the training state")
+    with torch.no_grad():
+        for name, tensor in running_statistics(model).items():
+            if f"rank{ranks.rank}/{name}" in state.others:
+                tensor.copy_(state.others[f"rank{ranks.rank}/{name}"])
     for name, kept in state.optimizer.items():
         optimizer.state[parameters[name]] = {
             key: value.clone() if key == "step" else _like(parameters[name], value) for key, value in kept.items()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeqat.errors import InputError
 from edgeqat.signature import Batch, call_of
 from edgeqat.train.aids import AidsAtWork
 from edgeqat.train.engine import Engine
@@ -97,7 +98,8 @@ class Steps:
         for index, (own_inputs, own_targets, share) in enumerate(parts, start=1):
             args, kwargs = call_of(own_inputs)
             with self._engine.apart(last=index == len(parts)):
-                with computing_in(self._settings.precision, self._model):
+                # Gradients are averaged in the backward pass: none may be left waiting there.
+                with self._engine.ranks.together(), computing_in(self._settings.precision, self._model):
                     outputs = in_float32(self._engine.forward(*args, **kwargs))
                     task = self._criterion(outputs, own_targets)
                     loss = self._work.loss(task, own_inputs, outputs, own_targets, step)
@@ -120,6 +122,13 @@ def _parts(inputs: Batch, targets: Any, wanted: int) -> Iterator[tuple[Batch, An
     if wanted == 1 or n == 1:
         yield inputs, targets, 1.0
         return
+    leaves = [leaf for leaf in pytree.tree_leaves((inputs, targets)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    odd = {len(leaf) for leaf in leaves} - {n}
+    if odd:
+        raise InputError(
+            f"found a tensor of length {odd.pop()} in a batch of {n} samples, which accumulate cannot cut into parts; "
+            "set it to 1"
+        )
     for part in range(min(wanted, n)):
         cut = slice(n * part // min(wanted, n), n * (part + 1) // min(wanted, n))
         own_inputs, own_targets = pytree.tree_map_only(Tensor, operator.itemgetter(cut), (inputs, targets))

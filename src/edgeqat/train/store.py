@@ -142,6 +142,7 @@ class CheckpointStore:
             tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in kept.items()}
         tensors |= {f"rng/{device}": tensor for device, tensor in state.rng.items()}
         tensors |= {f"aids/{name}": tensor for name, tensor in state.aids.items()}
+        tensors |= {f"others/{name}": tensor for name, tensor in state.others.items()}
         place = _Position(epoch=len(state.history), step=0 if state.underway is None else state.underway.steps)
         training = _Training(
             settings=state.settings,
@@ -293,7 +294,7 @@ class CheckpointStore:
             raise _DamagedError("it does not describe training after its epoch")
         if training.next != place or place.step != (training.underway.steps if training.underway else 0):
             raise _DamagedError("it does not describe training after its step")
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}, "aids": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}, "aids": {}, "others": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition("/")
             if group not in groups:
@@ -305,9 +306,9 @@ class CheckpointStore:
             optimizer.setdefault(parameter, {})[key] = tensor
         if "cpu" not in groups["rng"]:
             raise _DamagedError("it holds no state of the random generator")
-        model, rng, aids = groups["model"], groups["rng"], groups["aids"]
+        model, rng, aids, others = groups["model"], groups["rng"], groups["aids"], groups["others"]
         history = tuple(training.history)
-        return TrainingState(training.settings, history, model, optimizer, rng, aids, training.underway)
+        return TrainingState(training.settings, history, model, optimizer, rng, aids, training.underway, others)
 
     def _compare(self, record: _Record, path: Path) -> None:
         """Refuses a checkpoint of another run; says once what else differs."""
