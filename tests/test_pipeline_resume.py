@@ -98,7 +98,7 @@ def test_stopped_in_every_stage_and_resumed_each_time(whole: dict[str, str], tmp
         StopAt("quantization-aware training", steps=3),
         StopAt("quantization-aware training", steps=9),
         StopAt("lower"),
-        StopAt("ptq: 100"),
+        StopAt("ptq, onnxruntime: 100"),
         StopAt("measure"),
     ]
     for stop in stops:

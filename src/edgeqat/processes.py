@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +77,7 @@ def team_of(compute: ComputeSection) -> Iterator[Team]:
     try:
         yield Team(Ranks() if fabric.world_size > 1 else ALONE, fabric)
     except BaseException as error:
+        _ignore_sigterm()
         _let_go(error)
         if isinstance(error, EdgeqatError) and error.told is None:
             error.told = False  # this process's own
@@ -85,6 +88,12 @@ def team_of(compute: ComputeSection) -> Iterator[Team]:
             # lock, for which one of them may wait: a deadlock.
             gc.collect()
             dist.destroy_process_group()
+
+
+def _ignore_sigterm() -> None:
+    """A process that an error ends is told to end by the launcher too, wherever it then is."""
+    if is_launched() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _let_go(error: BaseException | None) -> None:

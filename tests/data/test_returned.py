@@ -174,7 +174,7 @@ GOOD = "'test': (images(6), classes(6))"
     ("code", "words"),
     [
         ("1 / 0", "mine.py:make failed: ZeroDivisionError: division by zero"),
-        ("[1]", "returned a list, wanted a mapping with train and perhaps test"),
+        ("[1]", "returned a list, wanted a mapping with train, and perhaps test"),
         ("None", "returned a NoneType, wanted a mapping"),
         ("{}", "returned a mapping of nothing, wanted train, and perhaps test"),
         (f"{{{GOOD}}}", "returned a mapping of test, wanted train, and perhaps test"),

@@ -39,7 +39,8 @@ def test_a_device_that_follows_the_manifest_sees_the_same_pixels(
     for sizing in (Sizing(side), Sizing(side, "center_crop")):
         here = decode("x", file.read_bytes(), sizing)
         assert here.shape == (side, side, 3)
-        assert np.array_equal(read_image(file, {"channels": 3, "resize": sizing.steps()}), here)
+        found = read_image(file, {"channels": 3, "resize": sizing.steps()}, (side, side))
+        assert np.array_equal(found, here)
 
 
 def test_center_crop_keeps_the_aspect_ratio() -> None:
