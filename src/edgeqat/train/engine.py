@@ -74,9 +74,9 @@ class Engine:
         else:
             self._fabric.backward(loss)
 
-    def apart(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around the passes of a part of a step: but for the last one's, gradients stay in their process."""
-        if last or self._fabric is None or self._wrapped is None or self.ranks.size == 1:
+    def apart(self) -> contextlib.AbstractContextManager[Any]:
+        """Around the passes of a part of a step that is not its last: gradients stay in their process."""
+        if self._fabric is None or self._wrapped is None or self.ranks.size == 1:
             return contextlib.nullcontext()
         return self._fabric.no_backward_sync(self._wrapped)
 
@@ -99,7 +99,7 @@ class Engine:
                 with self.ranks.together():
                     batch = next(batches, None)
                     if batch is None and self.ranks.size > 1:
-                        raise DataError(f"found {index} of {n} training batches; fewer than their length")
+                        raise DataError(f"found {index} training batches, wanted the {n} that their length says")
                 if batch is None:
                     return
                 yield self.to_device(batch)

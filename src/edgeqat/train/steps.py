@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ from edgeqat.train.precision import computing_in, in_float32
 from edgeqat.train.state import Settings
 
 __all__ = ["Steps"]
+
+
+class Part(NamedTuple):
+    """Some samples of a batch, and their share of its number."""
+
+    inputs: Batch
+    targets: Any
+    share: float
 
 
 class Steps:
@@ -93,19 +101,27 @@ class Steps:
 
     def _passes(self, inputs: Batch, targets: Any, weight: float, place: Place) -> float:
         """Forward and backward; the mean loss of this process's share."""
-        step, mean = place.epoch * self._settings.steps + place.step, 0.0
-        parts = list(_parts(inputs, targets, self._accumulate))
-        for index, (own_inputs, own_targets, share) in enumerate(parts, start=1):
-            args, kwargs = call_of(own_inputs)
-            with self._engine.apart(last=index == len(parts)):
-                # Gradients are averaged in the backward pass: none may be left waiting there.
-                with self._engine.ranks.together(), computing_in(self._settings.precision, self._model):
-                    outputs = in_float32(self._engine.forward(*args, **kwargs))
-                    task = self._criterion(outputs, own_targets)
-                    loss = self._work.loss(task, own_inputs, outputs, own_targets, step)
-                self._engine.backward(loss if share * weight == 1.0 else loss * (share * weight))
-            mean += share * float(loss.detach())
-        return mean
+        means: list[float] = []
+        # The last backward pass averages gradients over processes: none may be left waiting there.
+        with self._engine.ranks.together():
+            *parts, last = _parts(inputs, targets, self._accumulate)
+            for part in parts:
+                with self._engine.apart():
+                    self._engine.backward(self._forward(part, weight, place, means))
+            loss = self._forward(last, weight, place, means)
+        self._engine.backward(loss)
+        return sum(means)
+
+    def _forward(self, part: Part, weight: float, place: Place, means: list[float]) -> Tensor:
+        """What a part adds to the loss whose gradient is taken; appends what it adds to the mean."""
+        (args, kwargs), step = call_of(part.inputs), place.epoch * self._settings.steps + place.step
+        with computing_in(self._settings.precision, self._model):
+            outputs = in_float32(self._engine.forward(*args, **kwargs))
+            task = self._criterion(outputs, part.targets)
+            loss = self._work.loss(task, part.inputs, outputs, part.targets, step)
+        means.append(part.share * float(loss.detach()))
+        factor = part.share * weight
+        return loss if factor == 1.0 else loss * factor
 
     def _agreed(self, loss: float, bad: bool, norm: float) -> tuple[float, int, int]:
         """The mean loss over processes; in how many of them the loss, and the norm of gradients, is not finite."""
@@ -116,11 +132,11 @@ class Steps:
         return found[0] / ranks.size, int(found[1]), int(found[2])
 
 
-def _parts(inputs: Batch, targets: Any, wanted: int) -> Iterator[tuple[Batch, Any, float]]:
-    """A batch in parts of nearly equal size, none of them empty, each with its share of the samples."""
+def _parts(inputs: Batch, targets: Any, wanted: int) -> Iterator[Part]:
+    """A batch in parts of nearly equal size, none of them empty."""
     n = next((len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() > 0), 1)
     if wanted == 1 or n == 1:
-        yield inputs, targets, 1.0
+        yield Part(inputs, targets, 1.0)
         return
     leaves = [leaf for leaf in pytree.tree_leaves((inputs, targets)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     odd = {len(leaf) for leaf in leaves} - {n}
@@ -132,4 +148,4 @@ def _parts(inputs: Batch, targets: Any, wanted: int) -> Iterator[tuple[Batch, An
     for part in range(min(wanted, n)):
         cut = slice(n * part // min(wanted, n), n * (part + 1) // min(wanted, n))
         own_inputs, own_targets = pytree.tree_map_only(Tensor, operator.itemgetter(cut), (inputs, targets))
-        yield own_inputs, own_targets, (cut.stop - cut.start) / n
+        yield Part(own_inputs, own_targets, (cut.stop - cut.start) / n)
