@@ -17,6 +17,10 @@ __all__ = ["is_first", "is_launched", "is_launched_here", "launch", "processes_h
 
 HERE = "EDGEQAT_LAUNCHED"
 
+LEAST_PATIENCE = 5
+MOMENT = 1
+"""Seconds; the launcher notes whole ones."""
+
 LOST = 5
 """The exit code of a run that lost a process, see errors.py."""
 
@@ -67,7 +71,7 @@ def launch(arguments: Sequence[str], processes: int, patience: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
-        shutdown_timeout=patience,
+        shutdown_timeout=max(patience, LEAST_PATIENCE),
     )
     # As the script `edgeqat` they import nothing from the working directory.
     os.environ |= {HERE: "1", "PYTHONSAFEPATH": "1"}
@@ -90,9 +94,11 @@ def launch(arguments: Sequence[str], processes: int, patience: int) -> int:
 
 
 def _first(error: ChildFailedError) -> tuple[int, int]:
-    """The process that failed first and its exit code; before all others one that was killed, but by the launcher."""
+    """The process that failed first and its exit code; of those that did in the same moment, one that was killed.
+
+    The launcher's own signals come later: SIGTERM to all that are left, SIGKILL to who does not heed it.
+    """
     failures = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
-    codes = [(rank, int(failure.exitcode)) for rank, failure in failures]
-    killed = [(rank, code) for rank, code in codes if code < 0 and code != -signal.SIGTERM]
-    ended = [(rank, code) for rank, code in codes if code > 0]
-    return next(iter([*killed, *ended, *codes]))
+    begun = failures[0][1].timestamp
+    codes = [(rank, int(failure.exitcode)) for rank, failure in failures if failure.timestamp <= begun + MOMENT]
+    return min(codes, key=lambda found: (found[1] == -signal.SIGTERM, found[1] >= 0))
