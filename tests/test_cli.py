@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from edgeqat import cli
-from edgeqat.errors import CalibrationWarning
 from edgeqat.recipe import bundled_recipes, load_recipe
 from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
@@ -508,12 +506,3 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     assert again.code == 0
     assert f"the run in {out} is finished" in again.err
     assert (again.out, digests(out)) == (ended.out, finished)
-
-
-def test_a_warning_of_calibration_is_one_line_and_others_say_where_they_come_from(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    cli._warn(CalibrationWarning("conv1: found nothing but 0 in calibration"), CalibrationWarning, "a.py", 7)
-    assert capsys.readouterr().err == "warning: conv1: found nothing but 0 in calibration\n"
-    cli._warn("old", DeprecationWarning, "a.py", 7)
-    assert capsys.readouterr().err.startswith("a.py:7: DeprecationWarning: old")

@@ -66,7 +66,7 @@ ORDER = [
     ["training_stages", "artifact_stages"],
     ["pipeline"],
     ["analysis", "auto"],
-    ["cli", "__init__", "recipes"],
+    ["endings", "cli", "__init__", "recipes"],
     ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

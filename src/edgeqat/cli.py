@@ -11,16 +11,15 @@ import json
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeqat.errors import CalibrationWarning, EdgeqatError, LostProcessError, SkippedWarning
-from edgeqat.launch import is_first, is_launched, is_launched_here, launch
+from edgeqat.endings import end_with_error, fail, interrupt, interrupted, show_warning, usage_text
+from edgeqat.errors import EdgeqatError
+from edgeqat.launch import is_first, is_launched, launch
 from edgeqat.run_folder import FolderState, check_free
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-PATIENCE = 5.0
-"""Seconds that a process which another one tells of waits for that."""
 
 NOTHING_WRITTEN = "nothing was written; the same command starts again"
 """True of every command but run and sensitivity, and of those until they open their directory."""
@@ -89,7 +85,7 @@ def run(
         report = (run_auto if auto else run_recipe)(loaded, folder, overwrite, monitor, resume)
     except KeyboardInterrupt:
         with_resume = "with --resume in place of --overwrite" if overwrite else "with --resume"
-        _interrupted(f"the run in {folder} is incomplete; the same command {with_resume} continues it")
+        interrupted(f"the run in {folder} is incomplete; the same command {with_resume} continues it")
     if not is_first():
         return  # with 0: the launcher ends the others where one fails, and the first one may still be telling
     if is_launched():
@@ -186,7 +182,7 @@ def sensitivity(
     try:
         table = analyse(loaded, folder, n, monitor)
     except KeyboardInterrupt:
-        _interrupted(f"float weights trained so far are kept in {folder}; the same command goes on from there")
+        interrupted(f"float weights trained so far are kept in {folder}; the same command goes on from there")
     if as_json:
         print(json.dumps(table.to_dict(), indent=1))
     else:
@@ -324,79 +320,26 @@ def _monitor(quiet: bool, verbose: bool) -> Monitor:
 
 def main() -> None:
     """Entry point: turns every deliberate error into one line and its exit code."""
-    signal.signal(signal.SIGTERM, _stop)
-    warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, interrupt)
+    warnings.showwarning = show_warning
     try:
         # Outside standalone mode typer.Exit comes back as its code instead of being raised, and so does Ctrl-C.
         code = app(prog_name="edgeqat", standalone_mode=False) or 0
         if code == 130:
-            _interrupted(NOTHING_WRITTEN)
+            interrupted(NOTHING_WRITTEN)
         sys.exit(code)
     except EdgeqatError as error:
-        if _another_tells(error):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(PATIENCE)  # the launcher ends the others where one has failed: that one is to tell first
-            sys.exit(error.exit_code)
-        _fail(str(error), error.exit_code)
+        end_with_error(error)
     except (typer.Abort, KeyboardInterrupt):
-        _interrupted(NOTHING_WRITTEN)
+        interrupted(NOTHING_WRITTEN)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:  # of a path that was given: where it is ours, it is an OutputError or the like
         place = "" if error.filename is None else f"{error.filename}: "
-        _fail(f"{place}{error.strerror or error}; check that it exists, and its permissions", 2)
+        fail(f"{place}{error.strerror or error}; check that it exists, and its permissions", 2)
     except UsageError as error:
-        _misused(error)
+        fail(usage_text(error), 2)
     finally:
         if is_launched():  # the launcher signals the others when one has ended: they end too, and need no telling
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _another_tells(error: EdgeqatError) -> bool:
-    """Whether another process of the run tells of an error: the first one, or the one that has started them all."""
-    if isinstance(error, LostProcessError):
-        return not is_first() or (error.gone and is_launched_here())
-    return not is_first() if error.told is None else error.told
-
-
-def _misused(error: Any) -> None:
-    message = error.format_message()
-    if message.startswith("Usage:"):  # called without a command: the message is the help
-        print(message, file=sys.stderr)
-        sys.exit(2)
-    command = "edgeqat" if error.ctx is None else error.ctx.command_path
-    _fail(f"{message} See {command} --help.", 2)
-
-
-def _fail(message: str, code: int) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
-
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """A warning of ours is for the user, in a line; others are for who can change the code, and say where it is."""
-    if issubclass(category, CalibrationWarning) and not is_first():
-        return  # ranges are those of all processes
-    if issubclass(category, (CalibrationWarning, SkippedWarning)):
-        print(f"warning: {message}", file=sys.stderr)
-    else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    """SIGTERM is what Ctrl-C is: files half written are removed, and the user told how to go on."""
-    raise KeyboardInterrupt
-
-
-def _interrupted(advice: str) -> NoReturn:
-    if is_first():
-        print(f"interrupted: {advice}", file=sys.stderr)
-    sys.exit(130)
