@@ -11,7 +11,7 @@ demo: $(STAMP)  ## the whole pipeline on handwritten digits, no download
 	$(BIN)/edgeqat run digits-edge -o $(OUT) --overwrite
 
 test: $(STAMP)  ## every test, offline
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -13,11 +13,12 @@ import torch
 import edgeqat as eq
 from edgeqat.analysis import _samples
 from edgeqat.data.dataset import Dataset, Split
-from edgeqat.measuring import latency
 from edgeqat.recipe import load_recipe
 from edgeqat.reporting.monitor import Silent
 from edgeqat.zoo import edge_model
 from helpers import CommandLine, digests
+
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 TINY = [
     "--set=data.image_size=8",
@@ -27,15 +28,6 @@ TINY = [
     "--set=train.qat_epochs=1",
     "--set=gate={max_drop: null, min_size_ratio: null, min_agreement: null}",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> object:
-    """How long is measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", 5)
-        patched.setattr(latency, "MAX_ROUNDS", 5)
-        yield
 
 
 def test_before_a_run_and_after_it(command: CommandLine, tmp_path: Path) -> None:

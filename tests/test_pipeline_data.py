@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,14 @@ from torch import Tensor
 
 import edgeqat as eq
 from edgeqat.errors import RecipeError
-from edgeqat.measuring import latency
 from edgeqat.pipeline import load_data
 from edgeqat.recipe import load_recipe
 from edgeqat.replay.script import replay
 from edgeqat.reporting.schema import Report
 from edgeqat.zoo import edge_model, mobilenetv2_cifar
 from helpers import EXACT_ARITHMETIC, CommandLine, run_edgeqat
+
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 CODE = """
 import torch
@@ -73,18 +73,8 @@ def nan():
 def fails():
     raise OSError("the disk is gone")
 """
-ROUNDS = 30
 PTQ = ["train=null", "task.metric=agreement", "data.calibration_n=16", "gate={max_drop: 1.0, min_agreement: 0.0}"]
 PTQ += ["gate.min_size_ratio=null"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long latencies are measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", ROUNDS)
-        patched.setattr(latency, "MAX_ROUNDS", ROUNDS)
-        yield
 
 
 @pytest.fixture

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import edgeqat as eq
-from edgeqat.measuring import latency
 from edgeqat.metrics import METRICS
 from edgeqat.pipeline import load_data
 from edgeqat.recipe import load_recipe
 from edgeqat.reporting.schema import Report, Row
 from edgeqat.train.losses import LOSSES
 from helpers import EXACT_ARITHMETIC, CommandLine
+
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 CODE = """
 import torch
@@ -111,7 +111,6 @@ def broken(outputs, targets):
     return outputs.boxes
 broken.higher_is_better = True
 """
-ROUNDS = 30
 SHORT = [
     "data.calibration_n=40",
     "data.augment=null",
@@ -120,15 +119,6 @@ SHORT = [
     "gate.min_size_ratio=null",
 ]
 SHORT += ["train.float_epochs=15", "train.qat_epochs=2", "train.float_lr=0.02"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_rounds() -> Iterator[None]:
-    """How long latencies are measured is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "MIN_ROUNDS", ROUNDS)
-        patched.setattr(latency, "MAX_ROUNDS", ROUNDS)
-        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,7 +138,10 @@ def _next(what: str, batches: Any, timeout: float) -> Decoded:
 def _started(loader: DataLoader[Decoded]) -> Iterator[Any]:
     """The loader's iterator; its workers have ended when it is left, whatever they were at."""
     handler = signal.getsignal(signal.SIGCHLD)
-    batches: Any = iter(loader)
+    with warnings.catch_warnings():
+        # JAX, which comes with LiteRT's converter, warns of every fork; workers decode images and use nothing of it.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        batches: Any = iter(loader)
     try:
         # The DataLoader's own handler raises in the midst of whatever runs, a training step for one.
         if signal.getsignal(signal.SIGCHLD) is not handler:
