@@ -8,7 +8,7 @@ the reference and every runtime use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,13 @@ from torch import Tensor
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Grid
 
-__all__ = ["FUNCTIONS", "Function", "fixed_grid", "table_of"]
+__all__ = ["FUNCTIONS", "NEAR_TIE", "Function", "away_from_ties", "distance_to_tie", "fixed_grid", "table_of"]
+
+NEAR_TIE = 2.0**-13
+"""Steps: float kernels of two machines differ by less, some units in the last place of 256 steps."""
+
+NUDGES = [0.0] + [sign * k * 2.0**-17 for k in range(1, 65) for sign in (1, -1)]
+"""Parts of itself that a scale may be moved by; the entries of a sigmoid's table move by up to 57 times that."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,35 @@ def table_of(attrs: LookupAttrs, source: Grid, result: Grid) -> Tensor:
         source: The input's grid, filled in.
         result: The output's, filled in.
     """
-    (s_x, z_x), (s_y, z_y) = source.filled(), result.filled()
+    _, z_y = result.filled()
+    return (torch.round(_in_steps(attrs, source, result)) + z_y).clamp(result.qmin, result.qmax).to(torch.uint8)
+
+
+def distance_to_tie(attrs: LookupAttrs, source: Grid, result: Grid) -> float:
+    """How far the entry of a table that is nearest to halfway between two integers is from there, in steps."""
+    _, z_y = result.filled()
+    y = _in_steps(attrs, source, result) + z_y
+    inside = y[(y > result.qmin) & (y < result.qmax)]
+    return float((inside - inside.floor() - 0.5).abs().amin()) if len(inside) else 0.5
+
+
+def away_from_ties(attrs: LookupAttrs, source: Grid, result: Grid) -> Grid | None:
+    """`source`, or a grid that gives the same table, with no entry near a tie; None if there is none.
+
+    A float kernel that fills a table may differ in its last bits from one machine to another. Given the scale of this
+    grid in place of the input's own, it makes the very table on all of them.
+    """
+    scale, _ = source.filled()
+    table = table_of(attrs, source, result)
+    for nudge in NUDGES:
+        moved = source if nudge == 0 else replace(source, scale=(scale.double() * (1 + nudge)).float())
+        if torch.equal(table_of(attrs, moved, result), table) and distance_to_tie(attrs, moved, result) > NEAR_TIE:
+            return moved
+    return None
+
+
+def _in_steps(attrs: LookupAttrs, source: Grid, result: Grid) -> Tensor:
+    """The function of every integer of `source`, float64, in steps of `result` from its zero."""
+    (s_x, z_x), (s_y, _) = source.filled(), result.filled()
     q = torch.arange(source.qmin, source.qmax + 1, dtype=torch.float64)
-    y = FUNCTIONS[attrs.function].compute((q - z_x.double()) * s_x.double(), *attrs.arguments)
-    return (torch.round(y / s_y.double()) + z_y).clamp(result.qmin, result.qmax).to(torch.uint8)
+    return FUNCTIONS[attrs.function].compute((q - z_x.double()) * s_x.double(), *attrs.arguments) / s_y.double()

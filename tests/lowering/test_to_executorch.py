@@ -117,7 +117,7 @@ class Tables(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.first(x)) * self.gain
-        x = torch.softmax(F.hardswish(self.last(x)), -1)
+        x = torch.softmax(F.mish(self.last(x)), -1)
         return self.fc(F.relu(self.last(x)).mean((2, 3)))
 
 

@@ -2,9 +2,11 @@
 
 ONNX Runtime has no quick op for a table of one's own: Gather takes 7 ns an element on one core, ten times what its
 integer and float kernels take for most functions. So a function is first written with those, and run over every
-integer of its input's grid. Only where an entry differs, which needs a result almost halfway between two integers, is
-the table itself written, with Gather. The file runs on 64-bit ARM too, whose sums and products are other ones: they
-are computed here, in that arithmetic. Where a function has no one float result, no entry may come near a tie.
+integer of its input's grid. Where an entry differs, which needs a result almost halfway between two integers, a line
+over images is written as a depthwise convolution of one tap (line_table.py), and anything else as the table itself,
+with Gather. The file runs on 64-bit ARM too, whose sums and products are other ones, while convolutions are the same:
+they are computed here, in that arithmetic. Where a function has no one float result, no entry may come near a tie: the
+scale that its kernel is given is then moved in its last bits, until every entry is the same and away from ties.
 """
 
 from __future__ import annotations
@@ -19,18 +21,20 @@ import torch
 from torch import Tensor
 
 from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
-from edgeqat.lookup import FUNCTIONS
+from edgeqat.lookup import away_from_ties
+from edgeqat.lowering.line_table import Line, line_of
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.lowering.onnx_writer import INT8_SHIFT, IR_VERSION, OPSET, STORED_MAX, Writer
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 
-__all__ = ["exact_in_kernels", "gather", "kernels"]
+__all__ = ["ARITHMETICS_OF_A_FILE", "along", "exact_in_kernels", "gather", "kernels", "lines"]
+
+ARITHMETICS_OF_A_FILE = ("onnxruntime/x86", "onnxruntime/x86-avx2", "onnxruntime/arm64")
+
+IMAGE_DIMS = 4
 
 Build = Callable[[Writer, str, Op], None]
-
-NEAR_TIE = 2.0**-13
-"""Steps: float kernels of two machines differ by less, some units in the last place of 256 steps."""
 
 ONE_FLOAT_RESULT = frozenset({"leaky_relu", "clamp", "neg", "abs", "subtract_from"})
 """Functions of single float operations, which IEEE 754 defines to the bit."""
@@ -61,6 +65,31 @@ def gather(writer: Writer, op: Op) -> None:
     table = writer.initializer(writer.own_name(f"{op.name}:table"), stored)
     int32 = writer.onnx.TensorProto.INT32
     writer.node("Gather", [table, writer.result("i", "Cast", [op.inputs[0]], {"to": int32})], op.name, {"axis": 0})
+
+
+def along(writer: Writer, op: Op, line: Line) -> None:
+    """Adds the depthwise convolution that a line is."""
+    channels, scale = int(writer.program.values[op.name].shape[1]), np.float32(line.scale)
+    weight = [np.full((channels, 1, 1, 1), line.weight, np.int8), scale, np.int8(0)]
+    input_scale, _ = writer.program.grid_of(op.inputs[0]).filled()
+    bias = [np.full(channels, line.bias, np.int32), input_scale.numpy() * scale]
+    parameters = [
+        writer.result("d", "DequantizeLinear", [writer.constant(np.asarray(array)) for array in arrays])
+        for arrays in (weight, bias)
+    ]
+    attributes = {"group": channels, "kernel_shape": [1, 1]}
+    writer.computed(op, "Conv", [writer.dequantize(op.inputs[0]), *parameters], attributes)
+
+
+def lines(program: QuantizedProgram) -> Mapping[str, Line]:
+    """The lookups of images that are lines, by name."""
+    found = {}
+    for op in program.ops:
+        if op.kind is Kind.LOOKUP and len(program.values[op.name].shape) == IMAGE_DIMS:
+            line = line_of(program, op, ARITHMETICS_OF_A_FILE)
+            if line is not None:
+                found[op.name] = line
+    return found
 
 
 def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
@@ -107,7 +136,7 @@ def _same_on_arm(program: QuantizedProgram, op: Op) -> bool:
     assert isinstance(op.attrs, LookupAttrs)
     function, arguments = op.attrs.function, op.attrs.arguments
     x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), _table(program, op)
-    (s_x, z_x), (s_y, z_y) = x_grid.filled(), grid.filled()
+    s_x, _ = x_grid.filled()
     q = torch.arange(x_grid.qmin, x_grid.qmax + 1.0)
     arm = OnnxRuntimeArm64()
     if function == "square":
@@ -120,14 +149,22 @@ def _same_on_arm(program: QuantizedProgram, op: Op) -> bool:
         return torch.equal(compute(q, scaled, torch.tensor([float(value >= 0)]), number, grid), table.float())
     if function in ONE_FLOAT_RESULT:
         return True
-    y = FUNCTIONS[function].compute((q.double() - z_x) * s_x.double(), *arguments) / s_y.double() + z_y
-    inside = (y > grid.qmin) & (y < grid.qmax)
-    return bool(((y - y.floor() - 0.5).abs()[inside] > NEAR_TIE).all())
+    return _moved(program, op) is not None
+
+
+def _moved(program: QuantizedProgram, op: Op) -> Grid | None:
+    """The input's grid as the function's kernels are given it, with another scale where that is needed; or None."""
+    assert isinstance(op.attrs, LookupAttrs)
+    function, x_grid = op.attrs.function, program.grid_of(op.inputs[0])
+    if function in ONE_FLOAT_RESULT or function in OF_A_NUMBER or function == "square":
+        return x_grid
+    return away_from_ties(op.attrs, x_grid, program.grid_of(op.name))
 
 
 def _dequantize(writer: Writer, x: str, op: Op, factor: float = 1.0) -> str:
-    """The float tensor of x, its scale multiplied."""
-    scale, zero_point = writer.program.grid_of(op.inputs[0]).filled()
+    """The float tensor of x, its scale moved where that is needed, and multiplied."""
+    moved = _moved(writer.program, op)
+    scale, zero_point = (writer.program.grid_of(op.inputs[0]) if moved is None else moved).filled()
     s = writer.constant(np.asarray(np.float32(float(scale) * factor)))
     return writer.result("d", "DequantizeLinear", [x, s, writer.constant(np.asarray(int(zero_point), np.uint8))])
 

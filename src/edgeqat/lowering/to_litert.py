@@ -22,7 +22,7 @@ import numpy as np
 from edgeqat.errors import PlanError
 from edgeqat.interpreter.arithmetic.xnnpack import ONE
 from edgeqat.lowering.litert_island import Islands
-from edgeqat.lowering.litert_lookup import look_up
+from edgeqat.lowering.litert_lookup import kernels_of, look_up
 from edgeqat.lowering.litert_moving import move
 from edgeqat.lowering.litert_weighted import CHANNELS_LAST, convolution, linear, pad_for, shortcut
 from edgeqat.lowering.litert_writer import Stored, Writer, import_schema, sizes_of
@@ -46,21 +46,21 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
 
     Args:
         program: The program.
-        engine: "xnnpack" or "builtin"; None: the first, in a file that is exact with both.
+        engine: "xnnpack" or "builtin"; None: the first, in a file that is exact with both where no table is slow for
+            it.
 
     Raises:
         MissingRuntimeError: ai-edge-litert is not installed.
         PlanError: The program was planned without litert, or for images of any size.
     """
     _check_planned(program)
-    speller = _Speller(program)
+    speller = _Speller(program, ENGINES if engine is None else (engine,))
     data = speller.data()
-    engines = ENGINES if engine is None else (engine,)
     return Spelling(
         file_name=FILE_NAME,
         data=data,
-        engine=engines[0],
-        arithmetics=tuple(f"litert/{name}" for name in engines),
+        engine=speller.engines[0],
+        arithmetics=tuple(f"litert/{name}" for name in speller.engines),
         payload_bytes=speller.writer.payload_bytes,
         runtime_ops=Counter(speller.writer.operators),
         taps=taps_of(program, speller.writer, data),
@@ -109,10 +109,15 @@ def taps_of(program: QuantizedProgram, writer: Writer, data: bytes) -> bytes:
 
 
 class _Speller:
-    """Writes the ops of a program in order."""
+    """Writes the ops of a program in order.
 
-    def __init__(self, program: QuantizedProgram) -> None:
+    Attributes:
+        engines: Those of the wanted ones that compute the program exactly.
+    """
+
+    def __init__(self, program: QuantizedProgram, engines: Sequence[str]) -> None:
         self.program, self.writer, self.islands = program, Writer(program), Islands(program)
+        self.kernels, self.engines = kernels_of(program, engines)
         reads = Counter(name for op in program.ops for name in op.inputs)
         reads.update(program.outputs)
         self.shortcuts = {
@@ -155,7 +160,7 @@ class _Speller:
         elif isinstance(op.attrs, AveragePoolAttrs):
             self._average_pool(op, op.attrs)
         elif op.kind is Kind.LOOKUP:
-            look_up(w, op)
+            look_up(w, op, self.kernels.get(op.name))
         else:
             move(w, op)
 

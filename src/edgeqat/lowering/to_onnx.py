@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeqat.lowering.onnx_island import Islands
-from edgeqat.lowering.onnx_lookup import exact_in_kernels, gather, kernels
+from edgeqat.lowering.onnx_lookup import ARITHMETICS_OF_A_FILE, along, exact_in_kernels, gather, kernels, lines
 from edgeqat.lowering.onnx_moving import move
 from edgeqat.lowering.onnx_session import optimized_ops
 from edgeqat.lowering.onnx_weighted import weighted
@@ -62,7 +62,7 @@ def spell(program: QuantizedProgram, engine: str | None, storage: str = "uint8",
         file_name="model.onnx",
         data=data,
         engine="CPUExecutionProvider",
-        arithmetics=("onnxruntime/x86", "onnxruntime/x86-avx2", "onnxruntime/arm64"),
+        arithmetics=ARITHMETICS_OF_A_FILE,
         payload_bytes=payload_bytes(model),
         runtime_ops=optimized_ops(data),
         taps=taps_suffix(program, storage),
@@ -126,7 +126,9 @@ class _Speller:
         self.program, self.writer = program, Writer(program, storage, packs)
         self.islands = Islands(program, self.writer.opset)
         self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
-        self.exact = exact_in_kernels(program) if kernels and storage == "uint8" else frozenset()
+        own = kernels and storage == "uint8"
+        self.exact = exact_in_kernels(program) if own else frozenset()
+        self.lines = lines(program) if own else {}
 
     def model(self) -> onnx.ModelProto:
         for op in self.program.ops:
@@ -156,6 +158,8 @@ class _Speller:
             self._average_pool(op)
         elif op.kind is Kind.LOOKUP and op.name in self.exact:
             kernels(w, op, op.inputs[0], op.name)
+        elif op.name in self.lines:
+            along(w, op, self.lines[op.name])
         elif op.kind is Kind.LOOKUP:
             gather(w, op)
         else:

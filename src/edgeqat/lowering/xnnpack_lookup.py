@@ -1,6 +1,7 @@
-"""Tables that a node of XNNPACK computes: of functions it knows, where it gives all of the table's integers.
+"""Tables that a node of XNNPACK computes: lines, and functions it knows, where it gives all of the table's integers.
 
-It makes a table of its own when a model is loaded; whether that is the program's is tried here, integer by integer.
+A line is a depthwise convolution of one tap (line_table.py). Of a function XNNPACK makes a table of its own when a
+model is loaded; whether that is the program's is tried here, integer by integer.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from edgeqat.lowering.executorch_file import delegate_module, file_of
+from edgeqat.lowering.line_table import line_of
 from edgeqat.lowering.xnnpack_graph import SHIFT, Graph, Located, clamped
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 from edgeqat.replay.run_executorch import call_executorch, load_executorch
 
-__all__ = ["exact_nodes", "function_node"]
+__all__ = ["ARITHMETIC", "exact_nodes", "function_node"]
+
+ARITHMETIC = ("xnnpack",)
 
 PLAIN = {
     "sigmoid": "XNNSigmoid",
@@ -55,7 +59,9 @@ def exact_nodes(program: QuantizedProgram) -> frozenset[str]:
     """Names of the lookups whose tables XNNPACK has a node for."""
     graph, made = Graph(), []
     inputs = []
-    candidates = [op for op in program.ops if op.kind is Kind.LOOKUP and _may_have_node(program, op)]
+    lookups = [op for op in program.ops if op.kind is Kind.LOOKUP]
+    lines = frozenset(op.name for op in lookups if line_of(program, op, ARITHMETIC) is not None)
+    candidates = [op for op in lookups if op.name not in lines and _may_have_node(program, op)]
     for op in candidates:
         grid = program.grid_of(op.inputs[0])
         inputs.append(graph.input(Located(-1, (1, grid.qmax + 1), (0, 1), grid)))
@@ -65,7 +71,7 @@ def exact_nodes(program: QuantizedProgram) -> frozenset[str]:
         assert y is not None
         made.append(y)
     if not made:
-        return frozenset()
+        return lines
     for y in made:
         graph.output(y)
     module = _Called(delegate_module(*graph.serialized(), inputs, made))
@@ -74,9 +80,7 @@ def exact_nodes(program: QuantizedProgram) -> frozenset[str]:
     data, _ = file_of(module, examples, has_floats=False)
     found = call_executorch(load_executorch(data), list(examples))
     integers = [y[0].int() + SHIFT for y in found]
-    return frozenset(
-        op.name for op, y in zip(candidates, integers, strict=True) if torch.equal(y, _table(program, op))
-    )
+    return lines | {op.name for op, y in zip(candidates, integers, strict=True) if torch.equal(y, _table(program, op))}
 
 
 class _Called(nn.Module):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from edgeqat.errors import EdgeqatError
+from edgeqat.lowering.line_table import Line, line_of
 from edgeqat.lowering.xnnpack_graph import ABSENT, CHANNELWISE_INT8, CHANNELWISE_INT32, Graph, Located, clamped
-from edgeqat.lowering.xnnpack_lookup import function_node
+from edgeqat.lowering.xnnpack_lookup import ARITHMETIC, function_node
 from edgeqat.lowering.xnnpack_moving import in_order, move, reshaped, together
 from edgeqat.op_attrs import AveragePoolAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LookupAttrs
 from edgeqat.program import PASSTHROUGH, Grid, Kind, Op, QuantizedProgram
@@ -51,7 +53,8 @@ def _spelled(graph: Graph, program: QuantizedProgram, op: Op, args: Sequence[Loc
     if isinstance(op.attrs, ConcatAttrs):
         return _concat(graph, op.attrs.dim, args, grid)
     if isinstance(op.attrs, LookupAttrs):
-        found = function_node(graph, op.attrs, args[0], grid)
+        line = line_of(program, op, ARITHMETIC)
+        found = function_node(graph, op.attrs, args[0], grid) if line is None else _line(graph, line, args[0], grid)
         assert found is not None
         return found
     if isinstance(op.attrs, AveragePoolAttrs):
@@ -217,6 +220,22 @@ def _concat(graph: Graph, dim: int, args: Sequence[Located], grid: Grid) -> Loca
             x = combined(graph, Kind.MUL, x, one, grid)
         parts.append(x)
     return together(graph, parts, dim % rank)
+
+
+def _line(graph: Graph, line: Line, x: Located, grid: Grid) -> Located:
+    """Over images as they lie in memory, whatever their last dimension is: every channel has the same line."""
+    x = x if len(x.shape) == 4 else in_order(graph, x, tuple(range(len(x.shape))))
+    n, *middle, channels = x.sizes if len(x.shape) > 1 else (*x.sizes, 1)
+    height, width = middle if len(middle) == 2 else (1, math.prod(middle))
+    image = reshaped(graph, x, (n, channels, height, width), CHANNELS_LAST)
+    data = torch.full((channels, 1, 1, 1), line.weight, dtype=torch.int8)
+    scale, bias = torch.full((channels,), line.scale), torch.full((channels,), line.bias, dtype=torch.int32)
+    assert x.grid is not None
+    input_scale, _ = x.grid.filled()
+    number = graph.weights(bias, input_scale * scale, 0, CHANNELWISE_INT32)
+    conv = Op(Kind.CONV, (), ("line",), ConvAttrs((1, 1), ((0, 0), (0, 0)), (1, 1), channels))
+    y = convolve2d(graph, conv, image, data, scale, number, image.shape, grid)
+    return clamped(graph, reshaped(graph, y, x.shape, x.order))
 
 
 def _average_pool(graph: Graph, attrs: AveragePoolAttrs, x: Located, grid: Grid) -> Located:
