@@ -26,6 +26,9 @@ WEIGHT_MAX = 127
 BIAS_MAX = 2**24
 """What float32 holds exactly."""
 
+FACTOR_MIN, FACTOR_MAX = 2.0**-31, 2.0**8
+"""What XNNPACK takes of a convolution's s_x * s_w / s_y; it refuses others when a file is loaded."""
+
 CHANNELS = 9
 """Copies of a table that an arithmetic is asked for: a block of channels, and one left over."""
 
@@ -79,13 +82,14 @@ def line_of(program: QuantizedProgram, op: Op, arithmetics: Sequence[str]) -> Li
 
 def _near(slope: float, at_zero: float, s_x: float, s_y: float) -> list[Line]:
     """Lines for every weight, the nearest to the wanted one first; the larger weight of two that are as near."""
-    if slope == 0.0:
-        return []
     found: list[tuple[float, Line]] = []
     for size in range(WEIGHT_MAX, 0, -1):
         scale = float(np.float32(abs(slope) / size))
+        factor = s_x * scale / s_y
+        if not FACTOR_MIN < factor < FACTOR_MAX:
+            continue
         bias = at_zero / (s_x * scale)
         if abs(bias) < BIAS_MAX:
             line = Line(size if slope > 0 else -size, scale, round(bias))
-            found.append((abs(line.bias - bias) * s_x * scale / s_y, line))
+            found.append((abs(line.bias - bias) * factor, line))
     return [line for _, line in sorted(found, key=itemgetter(0))]

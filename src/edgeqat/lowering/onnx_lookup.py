@@ -81,11 +81,12 @@ def along(writer: Writer, op: Op, line: Line) -> None:
     writer.computed(op, "Conv", [writer.dequantize(op.inputs[0]), *parameters], attributes)
 
 
-def lines(program: QuantizedProgram) -> Mapping[str, Line]:
-    """The lookups of images that are lines, by name."""
+def lines(program: QuantizedProgram, without: frozenset[str]) -> Mapping[str, Line]:
+    """The lookups of images that are lines, by name; `without` those named."""
     found = {}
     for op in program.ops:
-        if op.kind is Kind.LOOKUP and len(program.values[op.name].shape) == IMAGE_DIMS:
+        image = len(program.values[op.name].shape) == IMAGE_DIMS
+        if op.kind is Kind.LOOKUP and image and op.name not in without:
             line = line_of(program, op, ARITHMETICS_OF_A_FILE)
             if line is not None:
                 found[op.name] = line

@@ -128,7 +128,7 @@ class _Speller:
         self.floats_of_integers = {op.name for op in program.ops if op.kind is Kind.DEQUANTIZE}
         own = kernels and storage == "uint8"
         self.exact = exact_in_kernels(program) if own else frozenset()
-        self.lines = lines(program) if own else {}
+        self.lines = lines(program, self.exact) if own else {}
 
     def model(self) -> onnx.ModelProto:
         for op in self.program.ops:
