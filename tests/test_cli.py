@@ -14,6 +14,8 @@ import pytest
 from edgeqat.recipe import bundled_recipes, load_recipe
 from helpers import ENVIRONMENT, MAIN, CommandLine, digests, run_edgeqat, run_python
 
+pytestmark = pytest.mark.usefixtures("few_rounds")
+
 TINY = [
     "--set=data.image_size=8",
     "--set=data.batch_size=16",
@@ -382,12 +384,12 @@ def test_failed_gate_is_exit_3_and_the_report_says_why(command: CommandLine, tmp
 
 INTERRUPTED = """
 import signal, sys
-from edgeqat.measuring import latency, memory
+from edgeqat import artifact_stages, cli
+from edgeqat.measuring import latency
 from edgeqat.reporting.monitor import ConsoleMonitor
-from edgeqat import cli
 
 latency.MIN_ROUNDS = latency.MAX_ROUNDS = 5  # how often is measured is not what is tested
-memory.PROCESSES = 1
+artifact_stages.peak_memory = lambda artifact, threads: None
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 tell, stage = ConsoleMonitor.stage, sys.argv.pop(1)
 
@@ -444,7 +446,6 @@ def test_ctrl_c_in_a_command_that_writes_nothing_says_so(folder: Path, name: str
     assert digests(folder) == before
 
 
-@pytest.mark.usefixtures("few_rounds")
 def test_a_quiet_run_prints_results_alone_and_a_verbose_one_details(command: CommandLine, tmp_path: Path) -> None:
     quiet = command("run", "digits-edge", *TINY, "-q", "-o", tmp_path / "quiet")
     assert (quiet.code, quiet.err) == (0, "")

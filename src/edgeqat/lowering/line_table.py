@@ -84,12 +84,11 @@ def _near(slope: float, at_zero: float, s_x: float, s_y: float) -> list[Line]:
     """Lines for every weight, the nearest to the wanted one first; the larger weight of two that are as near."""
     found: list[tuple[float, Line]] = []
     for size in range(WEIGHT_MAX, 0, -1):
-        scale = float(np.float32(abs(slope) / size))
-        factor = s_x * scale / s_y
-        if not FACTOR_MIN < factor < FACTOR_MAX:
+        if not FACTOR_MIN < s_x * abs(slope) / size / s_y < FACTOR_MAX:
             continue
+        scale = float(np.float32(abs(slope) / size))
         bias = at_zero / (s_x * scale)
         if abs(bias) < BIAS_MAX:
             line = Line(size if slope > 0 else -size, scale, round(bias))
-            found.append((abs(line.bias - bias) * factor, line))
+            found.append((abs(line.bias - bias) * s_x * scale / s_y, line))
     return [line for _, line in sorted(found, key=itemgetter(0))]
