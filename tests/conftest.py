@@ -11,7 +11,7 @@ from hypothesis import settings
 
 import edgeqat as eq
 from edgeqat import artifact_stages
-from edgeqat.measuring import latency, memory
+from edgeqat.measuring import latency, memory, profile
 from helpers import CommandLine
 from models import SmallNet, shake
 
@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 # Tests look at whether measuring works, not at the figures: a tenth of the calls, one process instead of three.
 latency.BUDGET_S, latency.MIN_ROUNDS = 0.3, 50
 memory.PROCESSES = 1
+profile.CALLS = 5
 
 # The same examples every time, and no deadline: machines differ in speed, properties do not.
 settings.register_profile("edgeqat", deadline=None, derandomize=True, max_examples=60, database=None)
