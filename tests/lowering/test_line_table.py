@@ -7,23 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import edgeqat as eq
 from edgeqat.lookup import fixed_grid, table_of
 from edgeqat.lowering import to_executorch, to_litert, to_onnx
 from edgeqat.lowering.executorch_session import ExecutorchSession
-from edgeqat.lowering.line_table import line_of
+from edgeqat.lowering.line_table import as_image, line_of
 from edgeqat.lowering.litert_session import LiteRTSession
 from edgeqat.lowering.onnx_lookup import exact_in_kernels, lines
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.program import Const, Grid, Kind, QuantizedProgram
+from edgeqat.program import BATCH_DIM, Const, Grid, Kind, QuantizedProgram
 from edgeqat.replay.kernels import ENGINES, arithmetic_here
 from programs import grid, on_grid, one_op
 
 HARD_SIGMOID = Grid(0, 255, None, *fixed_grid("hardsigmoid", 8))  # type: ignore[misc]
-SHAPES = ((), (7,), (5, 3), (3, 4, 5), (2, 3, 2, 3))
+SHAPES = ((), (7,), (509,), (5, 3), (3, 4, 5), (300, 1, 2), (2, 3, 2, 3))
 LITERT = [
     pytest.param(
         engine, marks=pytest.mark.skipif(arithmetic_here(f"litert/{engine}") is None, reason="not known here")
@@ -119,6 +122,66 @@ def test_litert_runs_it_as_a_convolution(engine: str, shape: tuple[int, ...], tm
     path = tmp_path / spelling.file_name
     path.write_bytes(spelling.data)
     check(program, LiteRTSession(path, engine, 1, spelling.taps), shape)
+
+
+class Placed(nn.Module):
+    """A line with the batch elsewhere, as sequence-first networks have it."""
+
+    def __init__(self, there: tuple[int, ...], back: tuple[int, ...]) -> None:
+        super().__init__()
+        self.there, self.back, self.first = there, back, nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardswish(self.first(x).permute(self.there)).permute(self.back)
+
+
+@pytest.mark.skipif(arithmetic_here("litert/builtin") is None, reason="not known on this processor")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+@pytest.mark.parametrize(
+    ("sizes", "there", "back"),
+    [((7, 6), (1, 0, 2), (1, 0, 2)), ((6,), (1, 0), (1, 0)), ((3, 5, 6), (1, 2, 3, 0), (3, 0, 1, 2))],
+)
+def test_the_batch_in_another_place(
+    runtime: str, sizes: tuple[int, ...], there: tuple[int, ...], back: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, *sizes)
+    program = eq.convert(eq.calibrate(eq.prepare(Placed(there, back).eval(), images, runtime), [images]))
+    artifact = eq.lower(program, runtime, tmp_path / "placed")
+    for batch in (images, images[:3]):
+        found = eq.verify(artifact, program, [batch])
+        assert (found.bit_identical, found.first_difference) == (1.0, None)
+
+
+@pytest.mark.parametrize("shape", [(BATCH_DIM, "height", 4, 4), (5, BATCH_DIM, 4, 4)])
+def test_onnx_runtime_wants_channels_whose_number_is_known(shape: tuple[int | str, ...]) -> None:
+    program = of_shape((5, 4, 4))
+    values = {**program.values, "y": replace(program.values["y"], shape=shape)}
+    assert set(lines(program, frozenset())) == {"y"}
+    assert not lines(replace(program, values=values), frozenset())
+
+
+def test_what_is_long_is_no_larger_for_it() -> None:
+    """A weight, a bias and their scales are stored for a few channels, not for each element."""
+    for spell in (to_litert.spell, to_executorch.spell):
+        short, long = (len(spell(of_shape(shape), None).data) for shape in ((256,), (8, 16_000)))
+        assert long < short + 1000
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [
+        ((BATCH_DIM, 7, 5, 24), (7, 5, 24)),
+        ((BATCH_DIM, 7, 5, 960), (1, 140, 240)),
+        ((BATCH_DIM, 8, 16_000), (1, 500, 256)),
+        ((BATCH_DIM, 509), (1, 509, 1)),
+        ((BATCH_DIM,), (1, 1, 1)),
+        ((3, BATCH_DIM, 5, 24), None),
+        ((BATCH_DIM, 8, "height", 24), None),
+    ],
+)
+def test_as_an_image(shape: tuple[int | str, ...], image: tuple[int, int, int] | None) -> None:
+    assert as_image(shape) == image
 
 
 def check(program: QuantizedProgram, session: ExecutorchSession | LiteRTSession, shape: tuple[int, ...]) -> None:

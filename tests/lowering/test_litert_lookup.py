@@ -101,3 +101,21 @@ def test_a_network_of_gates_is_exact_and_has_no_table(activation: type[nn.Module
     artifact = eq.lower(program, "litert", tmp_path / "gates")
     assert "GATHER" not in artifact.manifest["coverage"]["runtime_ops"]
     assert eq.verify(artifact, program, [images]).bit_identical == 1.0
+
+
+def test_nothing_is_owed_on_an_engine_that_the_manifest_leaves_out(tmp_path: Path) -> None:
+    images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for seed in range(12):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.Hardswish(), nn.Conv2d(8, 8, 3, 1, 1), nn.Hardswish()]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+        program = eq.convert(eq.calibrate(eq.prepare(model, images, "litert"), [images]))
+        if kernels_of(program, BOTH)[1] == ("xnnpack",):
+            break
+    else:
+        pytest.fail("the lines of 12 networks suit both engines")
+    artifact = eq.lower(program, "litert", tmp_path / "delegate")
+    assert artifact.manifest["arithmetics"] == ["litert/xnnpack"]
+    own, other = (eq.verify(artifact, program, [images], engine=engine) for engine in BOTH)
+    assert (own.exact_here, own.bit_identical, own.max_error_steps) == (True, 1.0, 0.0)
+    assert not other.exact_here and other.max_error_steps <= 1

@@ -8,6 +8,7 @@ all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -19,12 +20,15 @@ from edgeqat.interpreter.arithmetic import ARITHMETICS
 from edgeqat.op_attrs import ConvAttrs, LookupAttrs
 from edgeqat.program import Op, QuantizedProgram
 
-__all__ = ["Line", "line_of"]
+__all__ = ["Line", "as_image", "line_of"]
 
 WEIGHT_MAX = 127
 
-BIAS_MAX = 2**24
-"""What float32 holds exactly."""
+BIAS_MAX = 2**23
+"""With a product of two integers, it is still a number that float32 holds exactly."""
+
+CHANNELS_MAX = 256
+"""Of an image that a line runs over: a weight, a bias and their scales are stored for each."""
 
 FACTOR_MIN, FACTOR_MAX = 2.0**-31, 2.0**8
 """What XNNPACK takes of a convolution's s_x * s_w / s_y; it refuses others when a file is loaded."""
@@ -39,7 +43,7 @@ LINES: Mapping[str, Callable[[Sequence[float]], tuple[float, float]]] = {
     "shift": lambda arguments: (1.0, arguments[0]),
     "subtract_from": lambda arguments: (-1.0, arguments[0]),
     "scale": lambda arguments: (arguments[0], 0.0),
-    "divide": lambda arguments: (1 / arguments[0], 0.0),
+    "divide": lambda arguments: (1 / arguments[0] if arguments[0] else 0.0, 0.0),
     "neg": lambda arguments: (-1.0, 0.0),
     "clamp": lambda arguments: (1.0, 0.0),
 }
@@ -59,6 +63,22 @@ class Line:
     weight: int
     scale: float
     bias: int
+
+
+def as_image(shape: Sequence[int | str]) -> tuple[int, int, int] | None:
+    """How a value that lies in memory with this shape is taken as an image: height, width, channels.
+
+    The same elements in the same sequence, for each sample. None where the batch is not the first dimension, or
+    another size is open.
+    """
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    if not isinstance(shape[0], str) or len(sizes) != len(shape) - 1:
+        return None
+    if len(sizes) == 3 and sizes[2] <= CHANNELS_MAX:
+        return sizes[0], sizes[1], sizes[2]
+    n = math.prod(sizes)
+    channels = max(c for c in range(1, CHANNELS_MAX + 1) if n % c == 0)
+    return 1, n // channels, channels
 
 
 def line_of(program: QuantizedProgram, op: Op, arithmetics: Sequence[str]) -> Line | None:
@@ -87,6 +107,8 @@ def _near(slope: float, at_zero: float, s_x: float, s_y: float) -> list[Line]:
         if not FACTOR_MIN < s_x * abs(slope) / size / s_y < FACTOR_MAX:
             continue
         scale = float(np.float32(abs(slope) / size))
+        if scale == 0:
+            continue
         bias = at_zero / (s_x * scale)
         if abs(bias) < BIAS_MAX:
             line = Line(size if slope > 0 else -size, scale, round(bias))

@@ -9,7 +9,6 @@ gives the same integers a scale that differs in its last bits, with which none d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeqat.lookup import FUNCTIONS, away_from_ties, fixed_grid
-from edgeqat.lowering.line_table import Line, line_of
+from edgeqat.lowering.line_table import Line, as_image, line_of
 from edgeqat.lowering.litert_weighted import VALID
 from edgeqat.lowering.litert_writer import INT8_SHIFT, Writer, sizes_of
 from edgeqat.op_attrs import LookupAttrs
@@ -68,12 +67,13 @@ def kernels_of(program: QuantizedProgram, engines: Sequence[str]) -> tuple[Mappi
 
 def look_up(writer: Writer, op: Op, kernel: Kernel | None) -> None:
     """Adds the op that computes the table of `op`, or those that look each integer up."""
-    if isinstance(kernel, Line):
-        _line(writer, op, kernel)
-        return
     x, order = writer.stored[op.inputs[0]].index, writer.stored[op.inputs[0]].order
     shape, grid = writer.shape_in(op.name, order), writer.program.grid_of(op.name)
-    if kernel is not None:
+    image = as_image(shape)
+    if isinstance(kernel, Line) and image is not None:
+        _line(writer, op, kernel, image)
+        return
+    if isinstance(kernel, Function):
         _call(writer, kernel, x, writer.make(op.name, order), shape)
         return
     integers, entries = writer.tensor(shape, None, dtype="INT32"), writer.tensor(shape, None, dtype="INT32")
@@ -91,24 +91,19 @@ def _call(writer: Writer, function: Function, x: int, y: int, shape: Sequence[in
     writer.op(function.op, [x], [y], function.options)
 
 
-def _line(writer: Writer, op: Op, line: Line) -> None:
-    """Over images as they lie in memory, whatever their last dimension is: every channel has the same line."""
-    name, rank = op.inputs[0], len(writer.program.values[op.name].shape)
-    stored = writer.stored[name].order
-    order = stored if rank == 4 and stored[0] == 0 else tuple(range(rank))
-    x, shape, grid = writer.ordered(name, order), writer.shape_in(name, order), writer.program.grid_of(op.name)
-    image = shape
-    if rank != 4:
-        image = (shape[0], 1, math.prod(map(int, shape[1:-1])), int(shape[-1]) if rank > 1 else 1)
-        reshaped = writer.tensor(image, writer.program.grid_of(name))
-        writer.op("RESHAPE", [x, writer.ints(*sizes_of(image))], [reshaped])
-        x = reshaped
-    result = writer.make(op.name, order)
-    y = result if rank == 4 else writer.tensor(image, grid)
-    channels = int(image[3])
+def _line(writer: Writer, op: Op, line: Line, sizes: tuple[int, int, int]) -> None:
+    """Over an image as it lies in memory: every channel has the same line."""
+    found, grid = writer.stored[op.inputs[0]], writer.program.grid_of(op.name)
+    x_grid, shape = writer.program.grid_of(op.inputs[0]), writer.shape_in(op.name, found.order)
+    x, image, result = found.index, (shape[0], *sizes), writer.make(op.name, found.order)
+    if image != shape:
+        x = writer.tensor(image, x_grid)
+        writer.op("RESHAPE", [found.index, writer.ints(*sizes_of(image))], [x])
+    y = result if image == shape else writer.tensor(image, grid)
+    channels = sizes[2]
     scales, zeros = np.full(channels, line.scale, np.float32), np.zeros(channels, np.int64)
     weight = np.full((1, 1, 1, channels), line.weight, np.int8)
-    bias_scales = np.float32(writer.program.grid_of(name).per_tensor()[0]) * scales
+    bias_scales = np.float32(x_grid.per_tensor()[0]) * scales
     inputs = [
         x,
         writer.constant(weight, writer.quantization(scales, zeros, 3)),
@@ -116,7 +111,7 @@ def _line(writer: Writer, op: Op, line: Line) -> None:
     ]
     ones = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
     writer.op("DEPTHWISE_CONV_2D", inputs, [y], {"padding": VALID, "depthMultiplier": 1, **ones})
-    if rank != 4:
+    if image != shape:
         writer.op("RESHAPE", [y, writer.ints(*sizes_of(shape))], [result])
 
 

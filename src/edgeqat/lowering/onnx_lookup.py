@@ -85,7 +85,8 @@ def lines(program: QuantizedProgram, without: frozenset[str]) -> Mapping[str, Li
     """The lookups of images that are lines, by name; `without` those named."""
     found = {}
     for op in program.ops:
-        image = len(program.values[op.name].shape) == IMAGE_DIMS
+        shape = program.values[op.name].shape
+        image = len(shape) == IMAGE_DIMS and isinstance(shape[1], int)
         if op.kind is Kind.LOOKUP and image and op.name not in without:
             line = line_of(program, op, ARITHMETICS_OF_A_FILE)
             if line is not None:

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from edgeqat.lowering.executorch_file import delegate_module, file_of
-from edgeqat.lowering.line_table import line_of
+from edgeqat.lowering.line_table import Line, as_image, line_of
 from edgeqat.lowering.xnnpack_graph import SHIFT, Graph, Located, clamped
 from edgeqat.op_attrs import LookupAttrs
 from edgeqat.program import Grid, Kind, Op, QuantizedProgram
 from edgeqat.replay.run_executorch import call_executorch, load_executorch
 
-__all__ = ["ARITHMETIC", "exact_nodes", "function_node"]
-
-ARITHMETIC = ("xnnpack",)
+__all__ = ["exact_nodes", "function_node", "spelled_line"]
 
 PLAIN = {
     "sigmoid": "XNNSigmoid",
@@ -55,12 +53,18 @@ def function_node(graph: Graph, attrs: LookupAttrs, x: Located, grid: Grid) -> L
     return clamped(graph, y)
 
 
+def spelled_line(program: QuantizedProgram, op: Op) -> Line | None:
+    """The line that a lookup is written as; None where it has none, or its sizes are not those of an image."""
+    image = as_image(program.values[op.name].shape)
+    return None if image is None else line_of(program, op, ("xnnpack",))
+
+
 def exact_nodes(program: QuantizedProgram) -> frozenset[str]:
     """Names of the lookups whose tables XNNPACK has a node for."""
     graph, made = Graph(), []
     inputs = []
     lookups = [op for op in program.ops if op.kind is Kind.LOOKUP]
-    lines = frozenset(op.name for op in lookups if line_of(program, op, ARITHMETIC) is not None)
+    lines = frozenset(op.name for op in lookups if spelled_line(program, op) is not None)
     candidates = [op for op in lookups if op.name not in lines and _may_have_node(program, op)]
     for op in candidates:
         grid = program.grid_of(op.inputs[0])

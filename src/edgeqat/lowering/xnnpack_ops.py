@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from edgeqat.errors import EdgeqatError
-from edgeqat.lowering.line_table import Line, line_of
+from edgeqat.lowering.line_table import Line, as_image
 from edgeqat.lowering.xnnpack_graph import ABSENT, CHANNELWISE_INT8, CHANNELWISE_INT32, Graph, Located, clamped
-from edgeqat.lowering.xnnpack_lookup import ARITHMETIC, function_node
+from edgeqat.lowering.xnnpack_lookup import function_node, spelled_line
 from edgeqat.lowering.xnnpack_moving import in_order, move, reshaped, together
 from edgeqat.op_attrs import AveragePoolAttrs, ConcatAttrs, ConvAttrs, ConvTransposeAttrs, LookupAttrs
-from edgeqat.program import PASSTHROUGH, Grid, Kind, Op, QuantizedProgram
+from edgeqat.program import BATCH_DIM, PASSTHROUGH, Grid, Kind, Op, QuantizedProgram
 
 __all__ = ["convolve2d", "spell_op"]
 
@@ -53,7 +52,7 @@ def _spelled(graph: Graph, program: QuantizedProgram, op: Op, args: Sequence[Loc
     if isinstance(op.attrs, ConcatAttrs):
         return _concat(graph, op.attrs.dim, args, grid)
     if isinstance(op.attrs, LookupAttrs):
-        line = line_of(program, op, ARITHMETIC)
+        line = spelled_line(program, op)
         found = function_node(graph, op.attrs, args[0], grid) if line is None else _line(graph, line, args[0], grid)
         assert found is not None
         return found
@@ -223,10 +222,12 @@ def _concat(graph: Graph, dim: int, args: Sequence[Located], grid: Grid) -> Loca
 
 
 def _line(graph: Graph, line: Line, x: Located, grid: Grid) -> Located:
-    """Over images as they lie in memory, whatever their last dimension is: every channel has the same line."""
-    x = x if len(x.shape) == 4 else in_order(graph, x, tuple(range(len(x.shape))))
-    n, *middle, channels = x.sizes if len(x.shape) > 1 else (*x.sizes, 1)
-    height, width = middle if len(middle) == 2 else (1, math.prod(middle))
+    """Over an image as it lies in memory: every channel has the same line."""
+    x = x if x.order[0] == 0 else in_order(graph, x, tuple(range(len(x.shape))))
+    n, *rest = x.sizes
+    sizes = as_image((BATCH_DIM, *rest))
+    assert sizes is not None
+    height, width, channels = sizes
     image = reshaped(graph, x, (n, channels, height, width), CHANNELS_LAST)
     data = torch.full((channels, 1, 1, 1), line.weight, dtype=torch.int8)
     scale, bias = torch.full((channels,), line.scale), torch.full((channels,), line.bias, dtype=torch.int32)

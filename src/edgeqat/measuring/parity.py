@@ -203,7 +203,7 @@ def verify(
         max_error_steps=max((value.max_error_steps for value in found_inside), default=0.0),
         agreement=agreement,
         first_difference=first,
-        exact_here=artifact.arithmetic(engine) == against,
+        exact_here=artifact.arithmetic(engine) == against and against in artifact.manifest["arithmetics"],
         values=found_inside,
         unseen=tuple(name for name in program.tapped() if name not in seen),
         output_error=tally.worst,
