@@ -254,6 +254,20 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.parametrize("plane", [(7, 6), (2, 3), (10, 1), (3, 6), (14, 14)])
+def test_global_average_pool_on_ties(engine: str, plane: tuple[int, int], draw: Generator, tmp_path: Path) -> None:
+    """A sum that is half a step over a multiple of n; 1 / n is no float, so how it is rounded decides."""
+    n = plane[0] * plane[1]
+    for zero_point in (0, 9, 158, 200, 255):
+        g = grid(2 ** uniform(draw, -8, 0), zero_point)
+        q = torch.randint(0, 256, (64, 24, n), generator=draw)
+        missing = (n // 2 - (q - zero_point).sum(-1)) % n  # which spread over the elements leaves half a step
+        q[..., : n - 1] += (torch.arange(n - 1) < missing[..., None]).long()
+        q = q.clamp(0, 255).reshape(64, 24, *plane)
+        program = one_op(Kind.AVERAGE_POOL, AveragePoolAttrs(), [(24, *plane)], [g], (24, 1, 1), g)
+        check(program, [on_grid(g, q)], engine, tmp_path)
+
+
 @pytest.mark.parametrize("channels", [5, 16, 40, 70])
 @pytest.mark.parametrize("attrs", WINDOWS, ids=lambda a: str(a.kernel))
 def test_average_pool(engine: str, attrs: AveragePoolAttrs, channels: int, draw: Generator, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ take a float bias b = fp32(bias * (s_x * s_w)). A scale inverted twice is not wh
       qnnpack     rne(fp32(acc + rne(b * (1 / s_xw))) * (s_xw * (1 / s_y))) + z
 
     pools, which keep their input's grid (z, s)
-      global      rne(sum(x - z) * (1 / n) + z)
+      global      rne(fma(sum(x - z), 1 / n, z)): files keep images channels last, whose kernel it is
       windows     m = sum(x - z) * (1 / n); in blocks of 16 channels rne(m) + z, in those left over rne(m + z)
       qnnpack     rne(sum(x - z) * (s / (s * n))) + z, for both
 
@@ -121,7 +121,7 @@ class _Native(_TorchInt8):
         _, zero_point = q_grid.filled()
         total = (q - zero_point).double().sum(dim=(-2, -1), keepdim=True).to(torch.float32)
         n = torch.tensor(float(q.shape[-2] * q.shape[-1]))
-        return torch.round(total * (1 / n) + zero_point).clamp_(grid.qmin, grid.qmax)
+        return fma(total, 1 / n, zero_point).round_().clamp_(grid.qmin, grid.qmax)
 
     def average_pool(self, q: Tensor, q_grid: Grid, grid: Grid, attrs: AveragePoolAttrs) -> Tensor:
         _, zero_point = q_grid.filled()
