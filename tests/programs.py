@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgeqat.lookup import fixed_grid
 from edgeqat.op_attrs import Attrs, ConvAttrs, NoAttrs
 from edgeqat.program import Const, Grid, Kind, Op, QuantizedProgram, Value
 from edgeqat.signature import Signature
@@ -53,6 +54,13 @@ def one_op(
     _, out_spec = pytree.tree_flatten(0)
     signature = Signature(tuple(inputs), in_spec, out_spec)
     return QuantizedProgram(tuple(ops), values, consts, tuple(inputs), (output,), signature, "test")
+
+
+def own_grid(function: str) -> Grid:
+    """The grid that the range of a function fixes, for 8 bits."""
+    found = fixed_grid(function, 8)
+    assert found is not None
+    return Grid(0, 255, None, *found)
 
 
 def on_grid(item: Grid, integers: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ SETTINGS = [
     "data.calibration_n=64",
     "train.float_epochs=3",
     "train.qat_epochs=1",
-    "export=[onnxruntime]",
     "gate={max_drop: null, min_size_ratio: null, min_agreement: null}",
     "compute.timeout=60",
     "compute.checkpoint_seconds=0.05",

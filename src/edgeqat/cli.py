@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeqat.endings import end_with_error, fail, interrupt, interrupted, show_warning, usage_text
+from edgeqat.endings import end_with_error, end_with_misuse, fail, interrupt, interrupted, show_warning
 from edgeqat.errors import EdgeqatError
 from edgeqat.launch import is_first, is_launched, launch
 from edgeqat.run_folder import FolderState, check_free
@@ -338,7 +338,7 @@ def main() -> None:
         place = "" if error.filename is None else f"{error.filename}: "
         fail(f"{place}{error.strerror or error}; check that it exists, and its permissions", 2)
     except UsageError as error:
-        fail(usage_text(error), 2)
+        end_with_misuse(error)
     finally:
         if is_launched():  # the launcher signals the others when one has ended: they end too, and need no telling
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

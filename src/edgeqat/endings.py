@@ -38,14 +38,14 @@ def _another_tells(error: EdgeqatError) -> bool:
     return not is_first() if error.told is None else error.told
 
 
-def usage_text(error: Any) -> str:
-    """What to say of a misuse of the command line; ends by itself where the message is the help."""
+def end_with_misuse(error: Any) -> NoReturn:
+    """Ends with what the command line found wrong in its own use, or with the help that it has to say."""
     message: str = error.format_message()
     if message.startswith("Usage:"):  # called without a command: the message is the help
         print(message, file=sys.stderr)
         sys.exit(2)
     command = "edgeqat" if error.ctx is None else error.ctx.command_path
-    return f"{message} See {command} --help."
+    fail(f"{message} See {command} --help.", 2)
 
 
 def interrupt(_: int, __: FrameType | None) -> None:

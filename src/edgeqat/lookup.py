@@ -15,12 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.program import Grid
+from edgeqat.program import Grid, Op, QuantizedProgram
 
-__all__ = ["FUNCTIONS", "NEAR_TIE", "Function", "away_from_ties", "distance_to_tie", "fixed_grid", "table_of"]
+__all__ = [
+    "FUNCTIONS",
+    "NEAR_TIE",
+    "Function",
+    "away_from_ties",
+    "distance_to_tie",
+    "fixed_grid",
+    "stored_table",
+    "table_of",
+]
 
 NEAR_TIE = 2.0**-13
-"""Steps: float kernels of two machines differ by less, some units in the last place of 256 steps."""
+"""Steps: float kernels of two machines differ by less, some units in the last place of 256 steps. GELU of
+inputs far below zero alone, a difference of close numbers, may differ by more."""
 
 NUDGES = [0.0] + [sign * k * 2.0**-17 for k in range(1, 65) for sign in (1, -1)]
 """Parts of itself that a scale may be moved by; the entries of a sigmoid's table move by up to 57 times that."""
@@ -90,6 +100,13 @@ def table_of(attrs: LookupAttrs, source: Grid, result: Grid) -> Tensor:
     """
     _, z_y = result.filled()
     return (torch.round(_in_steps(attrs, source, result)) + z_y).clamp(result.qmin, result.qmax).to(torch.uint8)
+
+
+def stored_table(program: QuantizedProgram, op: Op) -> Tensor:
+    """The table of a lookup, as a converted program holds it: uint8."""
+    data = program.consts[op.name].data
+    assert data is not None
+    return data
 
 
 def distance_to_tie(attrs: LookupAttrs, source: Grid, result: Grid) -> float:

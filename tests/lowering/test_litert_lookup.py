@@ -10,27 +10,21 @@ import torch
 from torch import nn
 
 import edgeqat as eq
-from edgeqat.lookup import NEAR_TIE, distance_to_tie, fixed_grid
+from edgeqat.lookup import NEAR_TIE, distance_to_tie
 from edgeqat.lowering.line_table import line_of
 from edgeqat.lowering.litert_lookup import kernels_of
 from edgeqat.lowering.to_litert import spell
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.program import Grid, QuantizedProgram
+from edgeqat.program import QuantizedProgram
 from edgeqat.replay.kernels import ENGINES, arithmetic_here
 from edgeqat.replay.run_litert import call_litert, load_litert
 from lowering.test_line_table import HARD_SIGMOID, looked_up
 from models import shake
-from programs import grid, on_grid
+from programs import grid, on_grid, own_grid
 
 pytestmark = pytest.mark.skipif(arithmetic_here("litert/builtin") is None, reason="not known on this processor")
 
 BOTH = ENGINES["litert"]
-
-
-def fixed(function: str) -> Grid:
-    found = fixed_grid(function, 8)
-    assert found is not None
-    return Grid(0, 255, None, *found)
 
 
 def ops_of(program: QuantizedProgram) -> set[str]:
@@ -39,7 +33,7 @@ def ops_of(program: QuantizedProgram) -> set[str]:
 
 @pytest.mark.parametrize(("function", "op"), [("sigmoid", "LOGISTIC"), ("tanh", "TANH")])
 def test_a_function_is_the_kernel_that_gives_its_table(function: str, op: str) -> None:
-    assert ops_of(looked_up(function, (), grid(0.03, 110), fixed(function))) == {op}
+    assert ops_of(looked_up(function, (), grid(0.03, 110), own_grid(function))) == {op}
 
 
 def test_another_grid_than_the_kernels_own_is_a_table() -> None:
@@ -47,7 +41,7 @@ def test_another_grid_than_the_kernels_own_is_a_table() -> None:
 
 
 def test_a_function_that_comes_near_a_tie_is_given_another_scale() -> None:
-    y = fixed("sigmoid")
+    y = own_grid("sigmoid")
     for scale in torch.linspace(0.02, 0.04, 2000).tolist():
         x = grid(scale, 110)
         if distance_to_tie(LookupAttrs("sigmoid", ()), x, y) <= NEAR_TIE:
@@ -67,7 +61,7 @@ def test_a_function_that_comes_near_a_tie_is_given_another_scale() -> None:
 
 
 def test_a_table_that_is_not_the_functions_own_stays_one() -> None:
-    program = looked_up("sigmoid", (), grid(0.03, 110), fixed("sigmoid"))
+    program = looked_up("sigmoid", (), grid(0.03, 110), own_grid("sigmoid"))
     const = program.consts["y"]
     assert const.data is not None
     other = const.data.clone()

@@ -5,22 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeqat.lookup import NEAR_TIE, distance_to_tie, fixed_grid, table_of
+from edgeqat.lookup import NEAR_TIE, distance_to_tie, table_of
 from edgeqat.lowering import to_onnx
 from edgeqat.lowering.onnx_lookup import exact_in_kernels
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.op_attrs import LookupAttrs
-from edgeqat.program import Grid
 from lowering.test_line_table import looked_up
-from programs import grid, on_grid
+from programs import grid, on_grid, own_grid
 
 
 @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
 def test_a_scale_is_moved_where_an_entry_is_near_a_tie(function: str) -> None:
     """The table stays the same; what another machine's float kernel may make of it can no longer differ."""
-    fixed = fixed_grid(function, 8)
-    assert fixed is not None
-    attrs, y = LookupAttrs(function, ()), Grid(0, 255, None, *fixed)
+    attrs, y = LookupAttrs(function, ()), own_grid(function)
     for scale in torch.linspace(0.01, 0.05, 2000).tolist():
         x = grid(scale, 110)
         if distance_to_tie(attrs, x, y) <= NEAR_TIE:

@@ -107,14 +107,14 @@ def test_the_title_has_the_end_of_a_path_and_the_page_the_whole(tmp_path: Path) 
     found = report(ROWS, NONE)
     found = found.model_copy(
         update={
-            "recipe": {"model": {"factory": "/home/me/work/nets/mine.py:Net"}},
-            "data": {**found.data, "source": "/home/me/data/images"},
+            "recipe": {"model": {"factory": "/srv/work/nets/mine.py:Net"}},
+            "data": {**found.data, "source": "/srv/data/images"},
         }
     )
     shown = page(found, tmp_path)
     assert "<title>edgeqat: nets/mine.py:Net on data/images</title>" in shown
     assert "<p>nets/mine.py:Net on data/images." in shown
-    assert "/home/me/work/nets/mine.py:Net on /home/me/data/images" in shown
+    assert "/srv/work/nets/mine.py:Net on /srv/data/images" in shown
 
 
 def test_no_axis_names_more_than_all() -> None:

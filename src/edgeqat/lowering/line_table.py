@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from edgeqat.interpreter.arithmetic import ARITHMETICS
+from edgeqat.lookup import stored_table
 from edgeqat.op_attrs import ConvAttrs, LookupAttrs
 from edgeqat.program import Op, QuantizedProgram
 
@@ -83,14 +84,13 @@ def as_image(shape: Sequence[int | str]) -> tuple[int, int, int] | None:
 
 def line_of(program: QuantizedProgram, op: Op, arithmetics: Sequence[str]) -> Line | None:
     """The line that gives a lookup's whole table in each of some arithmetics; None if there is none."""
-    data = program.consts[op.name].data
-    assert data is not None and isinstance(op.attrs, LookupAttrs)
+    assert isinstance(op.attrs, LookupAttrs)
     if op.attrs.function not in LINES:
         return None
     x_grid, grid = program.grid_of(op.inputs[0]), program.grid_of(op.name)
     s_x, z_x = x_grid.filled()
     q = torch.arange(x_grid.qmin, x_grid.qmax + 1).double() - z_x
-    wanted = data.float().expand(1, CHANNELS, 1, len(q))
+    wanted = stored_table(program, op).float().expand(1, CHANNELS, 1, len(q))
     for line in _near(*LINES[op.attrs.function](op.attrs.arguments), float(s_x), grid.per_tensor()[0]):
         acc = (q * line.weight + line.bias).expand_as(wanted)
         scale = torch.tensor(line.scale).expand(CHANNELS)

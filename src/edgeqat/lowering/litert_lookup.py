@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeqat.lookup import FUNCTIONS, away_from_ties, fixed_grid
+from edgeqat.lookup import FUNCTIONS, away_from_ties, fixed_grid, stored_table
 from edgeqat.lowering.line_table import Line, as_image, line_of
 from edgeqat.lowering.litert_weighted import VALID
 from edgeqat.lowering.litert_writer import INT8_SHIFT, Writer, sizes_of
@@ -79,7 +79,7 @@ def look_up(writer: Writer, op: Op, kernel: Kernel | None) -> None:
     integers, entries = writer.tensor(shape, None, dtype="INT32"), writer.tensor(shape, None, dtype="INT32")
     writer.op("CAST", [x], [integers])
     writer.op("ADD", [integers, writer.constant(np.array(INT8_SHIFT, np.int32))], [entries])
-    table = writer.activations(_table(writer.program, op.name), grid)
+    table = writer.activations(stored_table(writer.program, op).numpy(), grid)
     writer.op("GATHER", [table, entries], [writer.make(op.name, order)], {"axis": 0})
 
 
@@ -163,14 +163,9 @@ def _exact(program: QuantizedProgram, functions: Mapping[str, Function], engine:
     integers = [np.arange(program.grid_of(op.inputs[0]).qmax + 1) for op in ops.values()]
     feed = [(q - INT8_SHIFT).astype(np.int8) for q in integers]
     found = call_litert(load_litert(writer.model(), engine, 1), feed)
+    tables = [stored_table(program, op).numpy() for op in ops.values()]
     return frozenset(
         name
-        for name, y in zip(ops, found, strict=True)
-        if np.array_equal(y.view(np.uint8) ^ INT8_SHIFT, _table(program, name))
+        for name, y, table in zip(ops, found, tables, strict=True)
+        if np.array_equal(y.view(np.uint8) ^ INT8_SHIFT, table)
     )
-
-
-def _table(program: QuantizedProgram, name: str) -> Any:
-    data = program.consts[name].data
-    assert data is not None
-    return data.numpy()

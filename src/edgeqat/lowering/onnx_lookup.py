@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from edgeqat.interpreter.arithmetic.onnxruntime_arm import OnnxRuntimeArm64
-from edgeqat.lookup import away_from_ties
+from edgeqat.lookup import away_from_ties, stored_table
 from edgeqat.lowering.line_table import Line, line_of
 from edgeqat.lowering.onnx_session import OnnxSession
 from edgeqat.lowering.onnx_writer import INT8_SHIFT, IR_VERSION, OPSET, STORED_MAX, Writer
@@ -59,7 +58,7 @@ def kernels(writer: Writer, op: Op, x: str, name: str) -> None:
 
 def gather(writer: Writer, op: Op) -> None:
     """Adds the nodes that look each integer up in the table of `op`."""
-    stored = writer.stored(_table(writer.program, op).numpy())
+    stored = writer.stored(stored_table(writer.program, op).numpy())
     if writer.storage == "int8":  # a negative index counts from the end: entry 128 is that of -128, the first of all
         stored = np.roll(np.pad(stored, (0, STORED_MAX + 1 - len(stored)), mode="edge"), -INT8_SHIFT)
     table = writer.initializer(writer.own_name(f"{op.name}:table"), stored)
@@ -103,7 +102,7 @@ def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
     ops = [op for op in program.ops if isinstance(op.attrs, LookupAttrs) and op.attrs.function in BUILDERS]
     if not ops:
         return frozenset()
-    tables = [_table(program, op) for op in ops]
+    tables = [stored_table(program, op) for op in ops]
     writer = Writer(program)
     names = [f"#try{i}" for i in range(len(ops))]
     for op, name in zip(ops, names, strict=True):
@@ -127,17 +126,11 @@ def exact_in_kernels(program: QuantizedProgram) -> frozenset[str]:
     return frozenset(op.name for op in here if _same_on_arm(program, op))
 
 
-def _table(program: QuantizedProgram, op: Op) -> Tensor:
-    data = program.consts[op.name].data
-    assert data is not None
-    return data
-
-
 def _same_on_arm(program: QuantizedProgram, op: Op) -> bool:
     """Whether kernels of 64-bit ARM give the table, which those here do."""
     assert isinstance(op.attrs, LookupAttrs)
     function, arguments = op.attrs.function, op.attrs.arguments
-    x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), _table(program, op)
+    x_grid, grid, table = program.grid_of(op.inputs[0]), program.grid_of(op.name), stored_table(program, op)
     s_x, _ = x_grid.filled()
     q = torch.arange(x_grid.qmin, x_grid.qmax + 1.0)
     arm = OnnxRuntimeArm64()

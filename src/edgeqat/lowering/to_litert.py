@@ -46,8 +46,7 @@ def spell(program: QuantizedProgram, engine: str | None) -> Spelling:
 
     Args:
         program: The program.
-        engine: "xnnpack" or "builtin"; None: the first, in a file that is exact with both where no table is slow for
-            it.
+        engine: "xnnpack" or "builtin"; None: the first, and exact with the second too where no line is in its way.
 
     Raises:
         MissingRuntimeError: ai-edge-litert is not installed.

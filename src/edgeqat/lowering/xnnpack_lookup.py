@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeqat.lookup import stored_table
 from edgeqat.lowering.executorch_file import delegate_module, file_of
 from edgeqat.lowering.line_table import Line, as_image, line_of
 from edgeqat.lowering.xnnpack_graph import SHIFT, Graph, Located, clamped
@@ -84,7 +85,9 @@ def exact_nodes(program: QuantizedProgram) -> frozenset[str]:
     data, _ = file_of(module, examples, has_floats=False)
     found = call_executorch(load_executorch(data), list(examples))
     integers = [y[0].int() + SHIFT for y in found]
-    return lines | {op.name for op, y in zip(candidates, integers, strict=True) if torch.equal(y, _table(program, op))}
+    return lines | {
+        op.name for op, y in zip(candidates, integers, strict=True) if torch.equal(y, stored_table(program, op).int())
+    }
 
 
 class _Called(nn.Module):
@@ -100,9 +103,3 @@ def _may_have_node(program: QuantizedProgram, op: Op) -> bool:
     graph, grid = Graph(), program.grid_of(op.name)
     assert isinstance(op.attrs, LookupAttrs)
     return function_node(graph, op.attrs, graph.input(Located(-1, (1, 2), (0, 1), grid)), grid) is not None
-
-
-def _table(program: QuantizedProgram, op: Op) -> Tensor:
-    data = program.consts[op.name].data
-    assert data is not None
-    return data.int()
